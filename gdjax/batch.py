@@ -1,0 +1,276 @@
+"""What the user passed, checked and brought into one form, before anything is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+WIDE = frozenset({"float64", "complex128"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """N problems: weights, data and hyperparameters, with flags that say which leaves are per problem.
+
+    `x64` says that 64-bit types are among them, so that the work must run where JAX keeps them.
+    """
+
+    weights: Any
+    data: tuple[Any, ...]
+    hyper: dict[str, Any]
+    data_flags: tuple[Any, ...]
+    hyper_flags: dict[str, bool]
+    count: int
+    x64: bool
+
+
+def prepare(
+    weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype: Any, names: dict[str, str] | None = None
+) -> Batch:
+    """The batch of what was passed to `minimize`; raises ValueError or TypeError naming what does not fit."""
+    if not isinstance(data, tuple):
+        raise TypeError(
+            f"data is a {type(data).__name__}; pass a tuple with one entry per argument of the loss after the weights, "
+            "such as (x, t)"
+        )
+    target = checked_dtype(dtype)
+    weights = convert(weights, "weights", target)
+    leaves = named_leaves(weights, "weights")
+    if not leaves:
+        raise ValueError("weights has no arrays; pass a pytree whose leaves are arrays [N, ...]")
+    for name, leaf in leaves:
+        check_weight(name, leaf)
+    converted = tuple(convert(d, f"data[{i}]", target) for i, d in enumerate(data))
+    flags = spread_axes(in_axes, converted)
+    converted = tuple(problem_axis_first(d, f, i) for i, (d, f) in enumerate(zip(converted, flags, strict=True)))
+    own = tuple(jax.tree.map(lambda axis: axis is not None, f, is_leaf=lambda a: a is None) for f in flags)
+    common = np.result_type(*(leaf.dtype for _, leaf in leaves))
+    hyper = {k: hyper_array(k, v, common) for k, v in hyper.items()}
+    hyper_own = {k: v.ndim > 0 for k, v in hyper.items()}
+    count = check_lengths(leaves, converted, own, hyper, hyper_own)
+    everything = [leaf for _, leaf in leaves] + jax.tree.leaves(converted) + list(hyper.values())
+    x64 = any(leaf.dtype.name in WIDE or leaf.dtype.name in ("int64", "uint64") for leaf in everything)
+    return Batch(weights, converted, hyper, own, hyper_own, count, x64)
+
+
+def checked_dtype(dtype: Any) -> np.dtype | None:
+    if dtype is None:
+        return None
+    try:
+        result = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype={dtype!r} is not a dtype; pass 'float32', 'float64' or None") from None
+    if not jax.numpy.issubdtype(result, np.floating) or result.itemsize > 8:
+        raise TypeError(f"dtype={result.name} is not a floating type JAX has; pass 'float32', 'float64' or None")
+    return result
+
+
+def convert(tree: Any, name: str, target: np.dtype | None) -> Any:
+    """Every leaf an array; 64-bit integers that fit go as 32-bit ones, floats in `target` where one is wanted."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: to_array(leaf, name + jax.tree_util.keystr(path), target), tree)
+
+
+def to_array(leaf: Any, name: str, target: np.dtype | None) -> Any:
+    if isinstance(leaf, jax.core.Tracer):
+        raise NotImplementedError(f"{name} is being traced: minimize does not run inside jit, vmap or grad yet")
+    if isinstance(leaf, (jax.Array, np.ndarray)):
+        array = leaf
+    elif hasattr(leaf, "__array__") or hasattr(leaf, "__dlpack__"):
+        array = np.asarray(leaf)
+    else:  # Python numbers and lists of them carry no dtype of their own: JAX's default
+        array = np.asarray(leaf)
+        if array.dtype.kind in "fiuc":
+            array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+    kind = array.dtype.kind
+    floating = jax.numpy.issubdtype(array.dtype, np.floating)
+    if not (floating or kind in "iubc") or array.dtype.itemsize > 8 and kind == "f":
+        raise TypeError(f"{name} has dtype {array.dtype}; pass numbers in a dtype JAX has, such as float32")
+    if floating and target is not None and array.dtype != target:
+        return array.astype(target) if isinstance(array, np.ndarray) else np.asarray(array).astype(target)
+    if array.dtype.name in ("int64", "uint64") and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        limits = np.iinfo(np.int32)
+        if array.size == 0 or (array.min() >= limits.min and array.max() <= limits.max):
+            return np.asarray(array, np.int32)
+    return array
+
+
+def named_leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
+    return [(name + jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def check_weight(name: str, leaf: Any) -> None:
+    if not jax.numpy.issubdtype(leaf.dtype, np.floating):
+        kind = "complex" if leaf.dtype.kind == "c" else "integer" if leaf.dtype.kind in "iu" else leaf.dtype.name
+        raise TypeError(
+            f"{name} has dtype {leaf.dtype} ({kind}); gradient descent needs real floating point weights: "
+            f"pass {name}.astype('float32')"
+        )
+    if leaf.ndim == 0:
+        raise ValueError(
+            f"{name} is a single number, without a problem axis; every leaf of weights is [N, ...], N problems in front: "
+            f"pass {name}[None] for one problem"
+        )
+
+
+def spread_axes(in_axes: Any, data: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`in_axes` as in `jax.vmap`, over the data tuple, spread to one entry (an axis or None) per leaf."""
+    if in_axes is None or isinstance(in_axes, int):
+        in_axes = (in_axes,) * len(data)
+    if not isinstance(in_axes, (tuple, list)) or len(in_axes) != len(data):
+        raise ValueError(
+            f"in_axes={in_axes!r} does not fit data, which has {len(data)} entries; pass 0, None or a tuple with one entry "
+            "per data argument (the weights always have their problem axis in front)"
+        )
+    out = []
+    for index, (axes, entry) in enumerate(zip(in_axes, data, strict=True)):
+        try:
+            spread = jax.tree.map(
+                lambda axis, sub: jax.tree.map(lambda _: axis, sub), axes, entry, is_leaf=lambda a: a is None
+            )
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"in_axes[{index}]={axes!r} is no prefix of the pytree data[{index}]: {error}") from None
+        for axis in jax.tree.leaves(spread):
+            if isinstance(axis, bool) or not isinstance(axis, int):
+                raise TypeError(f"in_axes[{index}] has {axis!r}; each entry is the number of an axis, or None for shared")
+        out.append(spread)
+    return tuple(out)
+
+
+def problem_axis_first(entry: Any, axes: Any, index: int) -> Any:
+    leaves, treedef = jax.tree.flatten(entry)
+    paths = [name for name, _ in named_leaves(entry, f"data[{index}]")]
+    flat_axes = jax.tree.leaves(axes, is_leaf=lambda a: a is None)
+    moved = []
+    for name, leaf, axis in zip(paths, leaves, flat_axes, strict=True):
+        if axis is None:
+            moved.append(leaf)
+            continue
+        if not -leaf.ndim <= axis < leaf.ndim:
+            raise ValueError(
+                f"{name} has shape {tuple(leaf.shape)}, without axis {axis} for the problems; pass it with a problem axis, "
+                f"or in_axes=None for it if all problems share it"
+            )
+        moved.append(leaf if axis == 0 else np.moveaxis(np.asarray(leaf), axis, 0))
+    return jax.tree.unflatten(treedef, moved)
+
+
+def hyper_array(name: str, value: Any, dtype: np.dtype) -> Any:
+    """A hyperparameter as an array, scalar or `[N]`, in the dtype of the weights."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub" and not jax.numpy.issubdtype(array.dtype, np.floating):
+        raise TypeError(f"{name} has dtype {array.dtype}; pass a number or an [N] array of numbers")
+    if array.ndim > 1:
+        raise ValueError(f"{name} has shape {array.shape}; pass a number, or an [N] array with one per problem")
+    return array.astype(dtype) if array.dtype.kind != "b" else array
+
+
+def check_rate(rate: Any) -> None:
+    array = np.asarray(rate)
+    if array.dtype.kind not in "fiu" and not jax.numpy.issubdtype(array.dtype, np.floating):
+        raise TypeError(
+            f"learning_rate is a {type(rate).__name__}; pass a number, an [N] array, a function step -> rate, or 'auto'"
+        )
+    bad = ~np.isfinite(array.astype(np.float64)) | (array < 0)
+    if bad.any():
+        where = "" if array.ndim == 0 else f"[{int(np.argmax(bad))}]"
+        value = array.reshape(-1)[int(np.argmax(bad.reshape(-1)))]
+        raise ValueError(f"learning_rate{where} is {value}; pass a finite number, zero or more")
+
+
+def check_lengths(
+    leaves: list[tuple[str, Any]], data: tuple[Any, ...], own: tuple[Any, ...], hyper: dict[str, Any], hyper_own: dict[str, bool]
+) -> int:
+    first, count = leaves[0][0], leaves[0][1].shape[0]
+    if count == 0:
+        raise ValueError(f"{first} has 0 problems on axis 0; pass at least one problem")
+    others = leaves[1:]
+    for index, (entry, flags) in enumerate(zip(data, own, strict=True)):
+        named = named_leaves(entry, f"data[{index}]")
+        others += [pair for pair, flag in zip(named, jax.tree.leaves(flags), strict=True) if flag]
+    others += [(name, value) for name, value in hyper.items() if hyper_own[name]]
+    for name, leaf in others:
+        if leaf.shape[0] != count:
+            raise ValueError(
+                f"{first} has {count} problems on axis 0, {name} has {leaf.shape[0]}; give both the same number of problems"
+                + (", or in_axes=None for data that all problems share" if name.startswith("data") else "")
+            )
+    return count
+
+
+def problem_shapes(tree: Any, flags: Any) -> Any:
+    """Shapes and dtypes of one problem."""
+    return jax.tree.map(
+        lambda leaf, flag: jax.ShapeDtypeStruct(leaf.shape[1:] if flag else leaf.shape, leaf.dtype), tree, flags
+    )
+
+
+def check_loss(loss: Callable[..., Any], batch: Batch) -> None:
+    """Trace the loss on one problem's shapes: it must return one real floating point number."""
+    weights = problem_shapes(batch.weights, jax.tree.map(lambda _: True, batch.weights))
+    data = problem_shapes(batch.data, batch.data_flags)
+    shapes = f"weights {brief(weights)}, data {brief(data)}"
+    try:
+        out = jax.eval_shape(loss, weights, *data)
+    except Exception as error:
+        raise ValueError(
+            f"loss raised {type(error).__name__} on the shapes of one problem ({shapes}): {error}"
+        ) from error
+    leaves = jax.tree.leaves(out)
+    if len(leaves) != 1 or not hasattr(out, "shape"):
+        raise ValueError(f"loss returned {len(leaves)} arrays; return one scalar, the loss of one problem")
+    if out.shape != ():
+        raise ValueError(
+            f"loss returned shape {out.shape} on one problem ({shapes}); return a scalar, with jnp.mean or jnp.sum"
+        )
+    if not jax.numpy.issubdtype(out.dtype, np.floating):
+        raise TypeError(f"loss returned dtype {out.dtype}; return a real floating point number")
+
+
+def brief(tree: Any) -> str:
+    return str(jax.tree.map(lambda leaf: f"{leaf.dtype.name}{list(leaf.shape)}", tree)).replace("'", "")
+
+
+def random_weights(key: Any, shape: Any, count: int, *, scale: float = 1.0, dtype: Any = np.float32) -> Any:
+    """Random start weights, normal with mean 0, for `count` problems: `w ~ scale · N(0, 1)`.
+
+    Problem i's weights depend on the key, the shapes and i alone, not on how many problems there are.
+
+    Args:
+        key: a `jax.random.key`, or an integer seed.
+        shape: shape of one problem's weights (a tuple of ints, `()` for a scalar), or a pytree of such tuples.
+        count: number of problems N.
+        scale: standard deviation, in units of the weights.
+        dtype: a floating dtype; float64 works whatever the global x64 flag says.
+
+    Returns:
+        A pytree of NumPy arrays `[N, *shape]`.
+
+    Raises:
+        ValueError: `count` is not positive.
+        TypeError: `dtype` is not floating.
+
+    >>> random_weights(0, {"w": (3,), "b": ()}, 5)["w"].shape
+    (5, 3)
+    """
+    if count < 1:
+        raise ValueError(f"N is {count}; pass at least one problem")
+    wanted = checked_dtype(dtype)
+    assert wanted is not None
+    key = jax.random.key(key) if isinstance(key, (int, np.integer)) else key
+    shapes, treedef = jax.tree.flatten(shape, is_leaf=is_shape)
+    with jax.enable_x64(wanted.itemsize == 8 or jax.config.jax_enable_x64):  # type: ignore[attr-defined]
+
+        def one(index: Any) -> list[Any]:
+            keys = jax.random.split(jax.random.fold_in(key, index), len(shapes))
+            return [scale * jax.random.normal(k, s, wanted) for k, s in zip(keys, shapes, strict=True)]
+
+        leaves = jax.jit(jax.vmap(one))(jax.numpy.arange(count, dtype=np.uint32))
+        return jax.tree.unflatten(treedef, [np.asarray(leaf) for leaf in leaves])
+
+
+def is_shape(entry: Any) -> bool:
+    return isinstance(entry, tuple) and all(isinstance(d, (int, np.integer)) for d in entry)

@@ -1,0 +1,224 @@
+"""The one module that knows devices: which there are, what they are, which to take, and how programs are compiled there.
+
+No other module names a platform: what depends on one is a question answered here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+INSTALL = {
+    "gpu": 'pip install "gdjax[cuda]"',
+    "tpu": 'pip install "gdjax[tpu]"',
+}
+ALIASES = {"cuda": "gpu", "rocm": "gpu"}
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceInfo:
+    """One device as gdjax sees it.
+
+    Attributes:
+        name: what `device=` takes, such as `"cpu:0"`.
+        platform: `"cpu"`, `"gpu"` or `"tpu"`.
+        kind: the maker's name of it.
+        memory_bytes: its memory in bytes, None where it does not say.
+        count: how many devices of this platform there are.
+        device: the `jax.Device`.
+    """
+
+    name: str
+    platform: str
+    kind: str
+    memory_bytes: int | None
+    count: int
+    device: jax.Device
+
+
+def devices() -> list[DeviceInfo]:
+    """Every device JAX can use here, accelerators first.
+
+    Returns:
+        One `DeviceInfo` per device, in the order in which `"auto"` would take them.
+
+    Raises:
+        RuntimeError: JAX itself finds no backend (a wrong `JAX_PLATFORMS`, say).
+
+    >>> devices()[-1].platform
+    'cpu'
+    """
+    found = [d for platform in platforms() for d in jax.devices(platform)]
+    counts = {p: sum(platform_of(d) == p for d in found) for p in {platform_of(d) for d in found}}
+    return [describe(d, counts[platform_of(d)]) for d in found]
+
+
+def platforms() -> list[str]:
+    """Platforms with at least one device, the default one first, the host last."""
+    found = [platform_of(jax.devices()[0])]
+    for platform in ("gpu", "tpu", "cpu"):
+        if platform in found:
+            continue
+        try:
+            jax.devices(platform)
+        except RuntimeError:
+            continue
+        found.append(platform)
+    return found
+
+
+def platform_of(device: jax.Device) -> str:
+    return ALIASES.get(device.platform, device.platform)
+
+
+def describe(device: jax.Device, count: int) -> DeviceInfo:
+    platform = platform_of(device)
+    siblings = jax.devices(device.platform)
+    kind = device.device_kind if platform != "cpu" else host_kind()
+    return DeviceInfo(f"{platform}:{siblings.index(device)}", platform, kind, memory(device), count, device)
+
+
+def host_kind() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else "cpu"
+
+
+def memory(device: jax.Device) -> int | None:
+    """Bytes of memory the device may use, None where it does not say."""
+    if platform_of(device) == "cpu":
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (ValueError, OSError, AttributeError):
+            return None
+    stats = device.memory_stats()
+    return stats.get("bytes_limit") if stats else None
+
+
+def select_device(device: Any = "auto") -> jax.Device:
+    """The device a request names; `"auto"` takes the first accelerator, else the CPU.
+
+    `JAX_PLATFORMS` and `jax.config.jax_default_device` are respected by `"auto"`.
+
+    Args:
+        device: `"auto"`, a platform (`"cpu"`, `"gpu"`, `"tpu"`), one device of it (`"gpu:1"`) or a `jax.Device`.
+
+    Returns:
+        The `jax.Device`.
+
+    Raises:
+        ValueError: there is no such device; the message says which there are and how to install support.
+        TypeError: `device` is something else.
+
+    >>> select_device("cpu").platform
+    'cpu'
+    """
+    chosen = select_devices(device)
+    if len(chosen) != 1:
+        raise ValueError(f"device names {len(chosen)} devices where one is wanted; pass one of them")
+    return chosen[0]
+
+
+def select_devices(device: Any) -> list[jax.Device]:
+    """The devices a request names: what `select_device` takes, or a list of devices, or a `jax.sharding.Mesh`."""
+    if isinstance(device, str):
+        return [named(device)]
+    if isinstance(device, jax.Device):
+        return [device]
+    if isinstance(device, jax.sharding.Mesh):
+        return list(device.devices.flat)
+    if isinstance(device, (list, tuple)):
+        if not device:
+            raise ValueError("device is an empty list; pass at least one device, or 'auto'")
+        return [d for item in device for d in select_devices(item)]
+    raise TypeError(
+        f"device is a {type(device).__name__}; pass 'auto', 'cpu', 'gpu', 'tpu', 'gpu:1', a jax.Device, a list of "
+        "them, or a jax.sharding.Mesh"
+    )
+
+
+def named(name: str) -> jax.Device:
+    if name == "auto":
+        default = jax.config.jax_default_device  # type: ignore[attr-defined]
+        if isinstance(default, jax.Device):
+            return default
+        return jax.devices(default)[0] if default else jax.devices()[0]
+    platform, _, index = name.partition(":")
+    platform = ALIASES.get(platform, platform)
+    there = devices()
+    if platform not in ("cpu", "gpu", "tpu"):
+        near = difflib.get_close_matches(platform, ["auto", "cpu", "gpu", "tpu"], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"device={name!r} is not 'auto', 'cpu', 'gpu', 'tpu' or one of them with a number{hint}"
+        )
+    matching = [d.device for d in there if d.platform == platform]
+    if index and not index.isdigit():
+        raise ValueError(f"device={name!r}: {index!r} is not a device number; write {platform}:0")
+    if int(index or 0) >= len(matching):
+        have = ", ".join(d.name for d in there)
+        mend = (
+            f"; for {platform} support: {INSTALL[platform]}" if platform in INSTALL and not matching else ""
+        )
+        raise ValueError(f"device={name!r} is not here; there is {have}{mend}")
+    return matching[int(index or 0)]
+
+
+def is_host(device: jax.Device) -> bool:
+    """Whether the device computes in the host's own memory, where slices of NumPy arrays cost nothing to pass."""
+    return platform_of(device) == "cpu"
+
+
+def workers(device: jax.Device) -> int:
+    """How many blocks to run on the device side by side: XLA's CPU client runs one program on one core."""
+    if not is_host(device):
+        return 1
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1
+
+
+def compiler_options(device: jax.Device) -> dict[str, Any]:
+    """What tiles are compiled with.
+
+    On the CPU: full-width vectors, and one program on one core, since blocks of the batch already fill the cores.
+    """
+    if not is_host(device):
+        return {}
+    return {"xla_cpu_prefer_vector_width": 512, "xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+
+
+def kind(device: jax.Device) -> str:
+    """What a measured plan is good for: the platform and the maker's name of the device."""
+    return f"{platform_of(device)} {host_kind() if is_host(device) else device.device_kind}"
+
+
+def label(chosen: Sequence[jax.Device]) -> str:
+    """The devices in one word, for messages and tables."""
+    names = [f"{platform_of(d)}:{jax.devices(d.platform).index(d)}" for d in chosen]
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def give(home: jax.Device) -> Any:
+    """A function that hands a result over as a `jax.Array` on `home`, without a copy where it is there already."""
+    return lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, home)
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialised NumPy array that JAX can adopt without a copy: XLA wants 64-byte alignment."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)

@@ -1,0 +1,79 @@
+"""What is compiled: a block of tiles, each tile a fixed number of lanes, brought into the kernel's layout once.
+
+A block's shape is fixed by the plan, the number of its tiles in use is an argument: one compiled program serves every
+batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gdjax.engine.kernels import Kernel
+
+
+def inward(kernel: Kernel, tree: Any, flags: Any) -> Any:
+    """A tile as the user lays it, problems in front, brought into the kernel's layout.
+
+    The barrier keeps the transposition out of the loop: XLA would otherwise merge it into every step's reads.
+    """
+    moved = jax.tree.map(lambda leaf, flag: jnp.moveaxis(leaf, 0, kernel.axis) if flag else leaf, tree, flags)
+    return lax.optimization_barrier(moved) if kernel.axis != 0 else moved
+
+
+def outward(kernel: Kernel, tree: Any, flags: Any) -> Any:
+    return jax.tree.map(lambda leaf, flag: jnp.moveaxis(leaf, kernel.axis, 0) if flag else leaf, tree, flags)
+
+
+def over_tiles(tile: Callable[[Any], tuple[Any, Any]], size: int, count: int, args: Any, flags: Any, used: Any) -> Any:
+    """`tile` on each of the first `used` of `count` tiles; `tile` returns its outputs and their flags.
+
+    Outputs that no problem owns are those of the last tile: they are the same for all.
+    """
+    if count == 1:
+        return tile(args)[0]
+
+    def piece(index: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf, flag: lax.dynamic_slice_in_dim(leaf, index * size, size) if flag else leaf, args, flags
+        )
+
+    out_flags: list[Any] = []
+
+    def first() -> Any:
+        out, own = tile(piece(0))
+        out_flags.append(own)
+        return out
+
+    shapes = jax.eval_shape(first)
+    own = out_flags[0]
+    buffers = jax.tree.map(
+        lambda s, flag: jnp.zeros((count * size, *s.shape[1:]) if flag else s.shape, s.dtype), shapes, own
+    )
+
+    def body(index: Any, buffers: Any) -> Any:
+        out, _ = tile(piece(index))
+        return jax.tree.map(
+            lambda buffer, leaf, flag: lax.dynamic_update_slice_in_dim(buffer, leaf, index * size, 0) if flag else leaf,
+            buffers,
+            out,
+            own,
+        )
+
+    return lax.fori_loop(0, used, body, buffers)
+
+
+def settle(
+    kernel: Kernel, function: Callable[..., Any], carry: Any, flags: Any, rest: Any, rest_flags: Any
+) -> tuple[Any, Any]:
+    """The carry of a loop over `function(*carry, *rest)`, with the problem axis wherever a step would add it."""
+    while True:
+        after = kernel.flags(function, (*carry, *rest), (*flags, *rest_flags))
+        wider = jax.tree.map(lambda a, b: a or b, flags, after if len(carry) > 1 else (after,))
+        if wider == flags:
+            return carry, flags
+        carry, flags = kernel.spread(carry, flags, wider), wider

@@ -1,0 +1,188 @@
+"""The front door: a batch goes in, a `Solution` comes out."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from gdjax import device as dev
+from gdjax import stop as stops
+from gdjax.batch import check_rate, prepare
+from gdjax.engine.program import Program
+from gdjax.plan import Plan
+from gdjax.rules import Descent, Rule, Transformation, is_pair
+from gdjax.session import SESSIONS
+from gdjax.solution import Solution, State
+
+
+def minimize(
+    loss: Callable[..., Any],
+    weights: Any,
+    data: tuple[Any, ...] = (),
+    *,
+    in_axes: Any = 0,
+    learning_rate: Any = None,
+    optimizer: Any = None,
+    hyperparams: dict[str, Any] | None = None,
+    steps: int,
+    stop: Any = None,
+    record: Any = None,
+    device: Any = "auto",
+    dtype: Any = None,
+    plan: Any = "auto",
+    resume: State | None = None,
+    progress: bool = False,
+    callback: Any = None,
+) -> Solution:
+    """Descend N independent problems at once: `w ← w − r·∂l/∂w` for each, or any optax rule.
+
+    Each problem's result depends on that problem alone: the same bits in any batch, at any place in it.
+
+    Args:
+        loss: `loss(weights, *data) -> scalar`, the loss of ONE problem, a pure JAX function.
+        weights: start weights, a pytree of floating point arrays, every leaf `[N, ...]`.
+        data: one pytree per further argument of `loss`; leaves `[N, ...]`, or without the problem axis where shared.
+        in_axes: as in `jax.vmap`, over `data`: 0 per problem, None shared; one for all, or a tuple.
+        learning_rate: a number, an `[N]` array, a schedule `step -> rate`, or `"auto"` (1/L per problem, L the largest
+            curvature at the start), in weight units squared per loss unit; brought to the dtype of the weights.
+        optimizer: instead, an optax-style `init`/`update` pair, or a function that returns one from `hyperparams`.
+        hyperparams: for such a function, numbers or `[N]` arrays by name.
+        steps: at most this many updates, an integer of at least 1.
+        stop: None (take all steps), a rule from `gdjax.stop`, or a function of the step's state.
+        record: not yet implemented; None.
+        device: `"auto"`, `"cpu"`, `"gpu"`, `"tpu"`, `"gpu:1"`, a `jax.Device`, a list of them, or a mesh.
+        dtype: bring all floating arrays to this dtype; None keeps the dtypes that came in, float64 included.
+        plan: `"auto"`, or a `gdjax.plan.Plan`.
+        resume: the `state` of an earlier solution, whose weights are passed as `weights`, to go on from there.
+        progress: not yet implemented; False.
+        callback: not yet implemented; None.
+
+    Returns:
+        A `Solution` with the final weights, loss, gradient norm, steps and status of every problem. A problem whose
+        gradient or weights stop being finite ends as `DIVERGED` at its last finite weights; its neighbours go on. So
+        does one whose loss is not finite at the end; between steps the loss is looked at only where a rule asks for it.
+
+    Raises:
+        ValueError: shapes, lengths, rates or steps that do not fit, an unknown device, a loss that fails or is no scalar.
+        TypeError: weights that are not real floating point, arguments of the wrong kind.
+        NotImplementedError: an argument that does nothing yet.
+
+    The tutorial's problem, f(x, w) = xw with x = 2, t = 4, w = 1 and r = 0.1, where one step takes w to 1.2:
+
+    >>> import gdjax, numpy as np
+    >>> x, t, w = (np.array([v], np.float32) for v in (2, 4, 1))
+    >>> s = gdjax.minimize(gdjax.kernel.residual_loss, w, (x, t), learning_rate=0.1, steps=1)
+    >>> print(s.weights, s.loss)
+    [1.2] [1.6]
+    """
+    not_yet(record=record, callback=callback, progress=progress or None)
+    rule, hyper = choose_rule(learning_rate, optimizer, hyperparams)
+    batch = prepare(weights, data, in_axes, hyper, dtype)
+    program = Program(checked_loss(loss), rule, None if stop is None else stops.as_rule(stop))
+    count = check_steps(steps)
+    devices = dev.select_devices(device)
+    with jax.enable_x64(batch.x64 or jax.config.jax_enable_x64):  # type: ignore[attr-defined]
+        check_resume(resume, program, batch.count)
+        session = SESSIONS.get(program, batch, devices)
+        out = session.run(batch, count, chosen_plan(plan), resume)
+        give = dev.give(devices[0])
+        return Solution(
+            jax.tree.map(give, out.weights),
+            give(out.loss),
+            give(out.gradient_norm),
+            give(out.steps),
+            give(out.status),
+            None,
+            jax.tree.map(give, out.state),
+            out.plan,
+            dev.label(devices),
+        )
+
+
+def not_yet(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise NotImplementedError(f"{name}={value!r}: {name} does nothing yet; leave it out")
+
+
+def checked_loss(loss: Any) -> Callable[..., Any]:
+    if not callable(loss):
+        raise TypeError(f"loss is a {type(loss).__name__}; pass a function loss(weights, *data) of one problem")
+    return loss
+
+
+def check_steps(steps: Any) -> int:
+    try:
+        count = operator.index(steps)
+    except TypeError:
+        raise TypeError(f"steps={steps!r}; pass a whole number of at least 1") from None
+    if isinstance(steps, bool) or not 1 <= count < 2**31:
+        raise ValueError(f"steps={steps}; pass a whole number of at least 1 and below 2**31")
+    return count
+
+
+def choose_rule(learning_rate: Any, optimizer: Any, hyperparams: Any) -> tuple[Rule, dict[str, Any]]:
+    """The update rule and the hyperparameters that are arrays."""
+    if (learning_rate is None) == (optimizer is None):
+        which = "neither" if optimizer is None else "both"
+        raise ValueError(f"{which} of learning_rate and optimizer given; pass exactly one of them")
+    if optimizer is None:
+        if hyperparams:
+            raise ValueError("hyperparams go with optimizer; with learning_rate leave them out")
+        return plain_descent(learning_rate)
+    hyper = dict(hyperparams or {})
+    if is_pair(optimizer):
+        if hyper:
+            raise ValueError(
+                "hyperparams need an optimizer that takes them: pass the function (optax.adam), not what it returns "
+                "(optax.adam(0.1))"
+            )
+        return Transformation(optimizer), {}
+    if not callable(optimizer):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}; pass an optax-style init/update pair or a function that makes one"
+        )
+    constants = {k: v for k, v in hyper.items() if isinstance(v, (bool, int, float, str, type(None)))}
+    arrays = {k: v for k, v in hyper.items() if k not in constants}
+    return Transformation(optimizer, tuple(sorted(constants.items()))), arrays
+
+
+def plain_descent(rate: Any) -> tuple[Rule, dict[str, Any]]:
+    if isinstance(rate, str):
+        if rate != "auto":
+            raise ValueError(f"learning_rate={rate!r}; pass a number, an [N] array, a function step -> rate, or 'auto'")
+        return Descent(auto=True), {}
+    if callable(rate):
+        return Descent(schedule=rate), {}
+    check_rate(rate)
+    return Descent(), {"learning_rate": rate}
+
+
+def chosen_plan(plan: Any) -> Plan | None:
+    if isinstance(plan, str) and plan == "auto":
+        return None
+    if isinstance(plan, Plan):
+        return plan
+    raise TypeError(f"plan is {plan!r}; pass 'auto' or a gdjax.plan.Plan")
+
+
+def check_resume(state: Any, program: Program, count: int) -> None:
+    if state is None:
+        return
+    if not isinstance(state, State):
+        raise TypeError(f"resume is a {type(state).__name__}; pass the state of an earlier solution")
+    engine = "fixed" if program.stop is None else "masked"
+    if state.engine != engine:
+        raise ValueError(
+            "resume comes from a run "
+            + ("with" if state.engine == "masked" else "without")
+            + " a stop rule, this one is "
+            + ("without" if state.engine == "masked" else "with")
+            + "; go on as you began"
+        )
+    if np.shape(state.status) != (count,):
+        raise ValueError(f"resume holds {np.shape(state.status)[0]} problems, weights has {count}; pass the same batch")

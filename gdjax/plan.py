@@ -1,0 +1,95 @@
+"""How a batch is run on a device: which kernel, how many lanes, how many tiles per call, how many steps per pass.
+
+A plan changes speed alone. Which kernel a problem gets follows from the problem; tile, tiles and chunk may be chosen by
+measuring, since the lanes kernel gives every problem the same bits under all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from gdjax import device as dev
+
+CACHE_BYTES = 24 * 1024
+"""A tile of vector problems should stay in the fastest cache for the whole descent."""
+
+BLOCK_BYTES = 4 * 1024 * 1024
+"""Problems handed over in one call: enough that the call costs little beside them."""
+
+SMALL = 256
+"""Batches up to this size get a tile of this size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a batch is run.
+
+    Attributes:
+        kernel: `"lanes"` (problems along the vector units, sums written out) or `"vmap"`.
+        tile: lanes per tile.
+        tiles: tiles per call of the compiled program.
+        chunk: steps fused into one pass over a tile.
+        reason: why the kernel is not `"lanes"`; empty where it is.
+    """
+
+    kernel: str = "lanes"
+    tile: int = 256
+    tiles: int = 1
+    chunk: int = 1
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a plan depends on besides the device: the size of one problem, and whether it is scalars throughout."""
+
+    bytes: int
+    elementwise: bool
+    shared: bool
+
+
+def kind_of(inputs: Any, flags: Any) -> Kind:
+    """The kind of problem that these inputs hold."""
+    pairs = list(zip(jax.tree.leaves(inputs), jax.tree.leaves(flags), strict=True))
+    own = [leaf for leaf, flag in pairs if flag]
+    shared = [leaf for leaf, flag in pairs if not flag]
+    size = sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in own)
+    return Kind(
+        max(1, size),
+        all(leaf.ndim == 1 for leaf in own) and all(leaf.ndim == 0 for leaf in shared),
+        any(leaf.ndim > 0 for leaf in shared),
+    )
+
+
+def power_below(value: float, low: int, high: int) -> int:
+    """The largest power of two up to `value`, within the bounds."""
+    return max(low, min(high, 1 << max(0, math.floor(math.log2(max(1.0, value))))))
+
+
+def default(kind: Kind, device: jax.Device, count: int) -> Plan:
+    """A sound lanes plan without measuring. Its shape depends on `count` by class only, so compiled programs serve many N."""
+    if not dev.is_host(device):
+        tile = power_below(2 * count - 1, SMALL, 1 << 20)
+        return Plan("lanes", tile, 1, 16 if kind.elementwise else 1)
+    chunk = 4 if kind.elementwise else 1
+    large = 4096 if kind.elementwise else power_below(CACHE_BYTES / kind.bytes, 32, 1024)
+    if count <= SMALL:
+        return Plan("lanes", min(SMALL, large), 1 if count <= large else SMALL // large, chunk)
+    if count <= large:
+        return Plan("lanes", large, 1, chunk)
+    if kind.elementwise and count >= 1 << 17:
+        large = 16384
+    return Plan("lanes", large, power_below(BLOCK_BYTES / (large * kind.bytes), 1, 4096), chunk)
+
+
+def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:
+    """The vmap plan. Its tile follows from the problem and the device alone: another shape might get other bits."""
+    tile = 3072 if kind.shared else power_below(64 * 1024 / kind.bytes, 8, 256)
+    if not dev.is_host(device):
+        tile = 1 << 14
+    tiles = power_below(BLOCK_BYTES / (tile * kind.bytes), 1, 1024) if count > tile else 1
+    return Plan("vmap", tile, tiles, 1, reason)

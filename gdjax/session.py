@@ -1,0 +1,213 @@
+"""Compiled programs of one kind of problem, kept between calls, and the way of a batch through them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import threading
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gdjax import device as dev
+from gdjax import plan as plans
+from gdjax.batch import Batch, check_loss
+from gdjax.engine import fixed, masked
+from gdjax.engine.feed import Block, compile_block, run_block
+from gdjax.engine.lanes import UnsupportedError
+from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, Program
+from gdjax.plan import Plan
+from gdjax.solution import State
+
+log = logging.getLogger("gdjax")
+
+KEPT = 64
+"""Kinds of problem whose compiled programs are kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Arrays of all problems as NumPy or device arrays, before they become a `Solution`."""
+
+    weights: Any
+    loss: Any
+    gradient_norm: Any
+    steps: Any
+    status: Any
+    state: State
+    plan: Plan
+
+
+class Session:
+    """One loss, rule and stop rule on one kind of problem and device."""
+
+    def __init__(self, program: Program, devices: Sequence[jax.Device]):
+        self.program = program
+        self.devices = tuple(devices)
+        self.blocks: dict[Any, Block] = {}
+        self.refused: dict[str, str] = {}
+        self.lock = threading.Lock()
+
+    def run(self, batch: Batch, steps: int, plan: Plan | None, state: State | None) -> Outcome:
+        if self.program.stop is None:
+            return self.run_fixed(batch, steps, plan, state)
+        return self.run_masked(batch, steps, plan, state)
+
+    def run_fixed(self, batch: Batch, steps: int, plan: Plan | None, state: State | None) -> Outcome:
+        start = state.total if state else 0
+        inputs = fixed.Inputs(batch.weights, state.carried if state else None, batch.data, batch.hyper)
+        kept_flags = unhashed(state.flags, state.carried) if state else None
+        flags = fixed.Inputs(own(batch.weights), kept_flags, batch.data_flags, batch.hyper_flags)
+        block = self.block(fixed, inputs, flags, batch.count, plan)
+        out = run_block(block, inputs, flags, batch.count, start, steps)
+        loss = np.asarray(out.loss)
+        taken = np.full(batch.count, start + steps, np.int32)
+        status = np.where(np.isfinite(loss), np.int8(RAN_ALL_STEPS), np.int8(DIVERGED))
+        out_flags = jax.tree.unflatten(block.out_tree, block.out_own)
+        kept = State(out.state, status, taken, "fixed", hashable(out_flags.state), start + steps)
+        result = Outcome(out.weights, out.loss, out.gradient_norm, taken, status, kept, block.plan)
+        broken = ~np.asarray(out.healthy)
+        if state is not None:
+            broken |= np.asarray(state.status) == DIVERGED
+        return self.replay(batch, steps, state, result, np.flatnonzero(broken)) if broken.any() else result
+
+    def replay(self, batch: Batch, steps: int, state: State | None, result: Outcome, which: np.ndarray) -> Outcome:
+        """Run the problems that broke again, step by step, to end each at its last finite weights."""
+        some = take(batch, which)
+        carried = None
+        if state is not None:
+            rule_state = jax.tree.map(
+                lambda leaf, flag: np.asarray(leaf)[which] if flag else leaf, state.carried, unhashed(state.flags, state.carried)
+            )
+            carried = (rule_state, unhashed(state.flags, state.carried))
+        again = self.run_masked(some, steps, None, None, carried, start=state.total if state else 0)
+        put = lambda whole, part: scatter(whole, part, which)  # noqa: E731
+        taken, status = put(result.steps, again.steps), put(result.status, again.status)
+        if state is not None:  # a problem that had diverged before stays at the step where it did
+            before = np.asarray(state.status) == DIVERGED
+            taken, status = np.where(before, np.asarray(state.steps), taken), np.where(before, np.int8(DIVERGED), status)
+        return dataclasses.replace(
+            result,
+            weights=jax.tree.map(put, result.weights, again.weights),
+            loss=put(result.loss, again.loss),
+            gradient_norm=put(result.gradient_norm, again.gradient_norm),
+            steps=taken,
+            status=status,
+            state=dataclasses.replace(result.state, status=status, steps=taken),
+        )
+
+    def run_masked(
+        self,
+        batch: Batch,
+        steps: int,
+        plan: Plan | None,
+        state: State | None,
+        rule_state: tuple[Any, Any] | None = None,
+        start: int = 0,
+    ) -> Outcome:
+        lane, lane_flags = None, None
+        if state is not None:
+            start = state.total
+            status = np.where(np.asarray(state.status) == DIVERGED, np.int8(DIVERGED), np.int8(RUNNING))
+            lane = {**state.carried, "weights": batch.weights, "status": status}
+            lane_flags = unhashed(state.flags, lane)
+        inputs = masked.Inputs(batch.weights, lane, batch.data, batch.hyper, rule_state[0] if rule_state else None)
+        flags = masked.Inputs(
+            own(batch.weights), lane_flags, batch.data_flags, batch.hyper_flags, rule_state[1] if rule_state else None
+        )
+        block = self.block(masked, inputs, flags, batch.count, plan)
+        out = run_block(block, inputs, flags, batch.count, start, steps)
+        lane = out.lane
+        out_flags = jax.tree.unflatten(block.out_tree, block.out_own)
+        kept = State(lane, lane["status"], lane["index"], "masked", hashable(out_flags.lane), start + steps)
+        return Outcome(
+            lane["weights"], out.loss, out.gradient_norm, lane["index"], lane["status"], kept, block.plan
+        )
+
+    def block(self, engine: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
+        """The compiled block for these inputs, in lanes where the problem has a lane form."""
+        kind = plans.kind_of(inputs, flags)
+        name = engine.__name__
+        with self.lock:
+            if plan is None and name not in self.refused:
+                plan = plans.default(kind, self.devices[0], count)
+            if plan is not None and plan.kernel == "lanes" and name not in self.refused:
+                try:
+                    return self.compiled(engine, inputs, flags, plan)
+                except UnsupportedError as error:
+                    self.refused[name] = str(error)
+                    log.info("the loss runs under vmap, not in lanes: %s", error)
+            if plan is None or plan.kernel == "lanes":
+                plan = plans.fallback(kind, self.devices[0], count, self.refused[name])
+            return self.compiled(engine, inputs, flags, plan)
+
+    def compiled(self, engine: Any, inputs: Any, flags: Any, plan: Plan) -> Block:
+        key = (engine.__name__, plan, jax.tree.structure(inputs), hashable(flags))
+        if key not in self.blocks:
+            self.blocks[key] = compile_block(engine.tile, self.program, plan, inputs, flags, self.devices)
+        return self.blocks[key]
+
+
+class Sessions:
+    """The sessions of this process, the longest unused dropped first."""
+
+    def __init__(self) -> None:
+        self.kept: collections.OrderedDict[Hashable, Session] = collections.OrderedDict()
+        self.lock = threading.Lock()
+
+    def get(self, program: Program, batch: Batch, devices: Sequence[jax.Device]) -> Session:
+        leaves, tree = jax.tree.flatten((batch.weights, batch.data, batch.hyper))
+        flags = tuple(jax.tree.leaves((own(batch.weights), batch.data_flags, batch.hyper_flags)))
+        shapes = tuple(
+            (leaf.shape[1:] if flag else leaf.shape, leaf.dtype) for leaf, flag in zip(leaves, flags, strict=True)
+        )
+        x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+        key = (program, tree, shapes, flags, tuple(devices), x64)
+        with self.lock:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+                return self.kept[key]
+        check_loss(program.loss, batch)
+        session = Session(program, devices)
+        with self.lock:
+            self.kept[key] = session
+            while len(self.kept) > KEPT:
+                self.kept.popitem(last=False)
+        return session
+
+
+SESSIONS = Sessions()
+
+
+def own(tree: Any) -> Any:
+    return jax.tree.map(lambda _: True, tree)
+
+
+def hashable(flags: Any) -> Any:
+    return tuple(jax.tree.leaves(flags))
+
+
+def unhashed(flags: Any, like: Any) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(like), flags)
+
+
+def take(batch: Batch, which: np.ndarray) -> Batch:
+    pick = lambda leaf, flag: np.asarray(leaf)[which] if flag else leaf  # noqa: E731
+    return dataclasses.replace(
+        batch,
+        weights=jax.tree.map(lambda leaf: np.asarray(leaf)[which], batch.weights),
+        data=jax.tree.map(pick, batch.data, batch.data_flags),
+        hyper={k: pick(v, batch.hyper_flags[k]) for k, v in batch.hyper.items()},
+        count=len(which),
+    )
+
+
+def scatter(whole: Any, part: Any, which: np.ndarray) -> np.ndarray:
+    whole = np.asarray(whole)
+    out = dev.aligned_empty(whole.shape, whole.dtype)
+    out[...] = whole
+    out[which] = np.asarray(part)
+    return out

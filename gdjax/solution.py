@@ -1,0 +1,84 @@
+"""What `minimize` returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from gdjax.engine import program
+from gdjax.plan import Plan
+
+
+class Status(enum.IntEnum):
+    """How a problem ended."""
+
+    RAN_ALL_STEPS = program.RAN_ALL_STEPS
+    CONVERGED = program.CONVERGED
+    DIVERGED = program.DIVERGED
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["carried", "status", "steps"], meta_fields=["engine", "flags", "total"]
+)
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Where a run stands, to be passed back as `resume=`: the rule's state, each problem's memory, the updates taken."""
+
+    carried: Any
+    status: Any
+    steps: Any
+    engine: str
+    flags: Any
+    total: int
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["weights", "loss", "gradient_norm", "steps", "status", "record", "state"],
+    meta_fields=["plan", "device"],
+)
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """The answers to a batch of N problems; a pytree of arrays with the problem axis in front.
+
+    Attributes:
+        weights: a pytree like the start weights, leaves `[N, ...]`, in their dtype. For a diverged problem, the last
+            weights that were finite.
+        loss: `[N]`, the loss at the weights.
+        gradient_norm: `[N]`, the largest absolute entry of the gradient at the weights.
+        steps: `[N]` int32, updates taken.
+        status: `[N]` int8, a `Status` for each problem.
+        record: what `record=` asked for, or None.
+        state: pass it back as `resume=` to go on from here.
+        plan: the `Plan` that ran.
+        device: the name of the device that ran it.
+    """
+
+    weights: Any
+    loss: Any
+    gradient_norm: Any
+    steps: Any
+    status: Any
+    record: Any
+    state: Any
+    plan: Plan
+    device: str
+
+    def summary(self) -> dict[str, int]:
+        """How many problems ended in each status, by its name.
+
+        Returns:
+            A dict with the keys `RAN_ALL_STEPS`, `CONVERGED` and `DIVERGED`.
+
+        >>> import gdjax, numpy as np
+        >>> one = np.ones(3, np.float32)
+        >>> gdjax.minimize(gdjax.kernel.squared_loss, one, (2 * one, 4 * one), learning_rate=0.1, steps=5).summary()
+        {'RAN_ALL_STEPS': 3, 'CONVERGED': 0, 'DIVERGED': 0}
+        """
+        counts = np.bincount(np.asarray(self.status).astype(np.int64), minlength=len(Status))
+        return {status.name: int(counts[status]) for status in Status}

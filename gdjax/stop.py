@@ -1,0 +1,236 @@
+"""Stop rules: when one problem is done.
+
+A rule is tested at the current weights before each update, and once more after the last. Rules join with `|` (either)
+and `&` (both); any function `rule(step) -> bool` of the step's state is a rule as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Step(NamedTuple):
+    """What a rule may look at, for ONE problem at its current weights.
+
+    Attributes:
+        index: updates taken so far, int32 scalar.
+        weights: the current weights.
+        loss: the loss at them, scalar.
+        gradient: the gradient at them, a pytree like `weights`.
+        gradient_norm: its largest absolute entry, scalar.
+        previous_loss: the loss one step ago; infinite before the first update.
+        update_norm: largest absolute entry of the last update; infinite before the first.
+    """
+
+    index: Any
+    weights: Any
+    loss: Any
+    gradient: Any
+    gradient_norm: Any
+    previous_loss: Any
+    update_norm: Any
+
+
+class StopRule:
+    """A rule with a memory: `init()` gives the memory of a fresh problem, `test` says whether it is done.
+
+    Subclass it for rules that need more of the past than `Step` holds (patience, say): memory is any pytree of arrays of
+    fixed shape and dtype, kept per problem.
+    """
+
+    def init(self) -> Any:
+        """The memory before the first test; by default none."""
+        return ()
+
+    def test(self, step: Step, memory: Any) -> tuple[Any, Any]:
+        """`(done, memory)`: a boolean scalar and the memory for the next test."""
+        raise NotImplementedError
+
+    def __or__(self, other: Any) -> StopRule:
+        return Joined(jnp.logical_or, "|", self, as_rule(other))
+
+    def __and__(self, other: Any) -> StopRule:
+        return Joined(jnp.logical_and, "&", self, as_rule(other))
+
+    def _key(self) -> Any:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._key() == other._key()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._key()))
+
+
+class Test(StopRule):
+    """A rule without memory: a function of the step's state."""
+
+    __test__ = False  # not a pytest class
+
+    def __init__(self, function: Callable[[Step], Any], name: str | None = None):
+        self.function = function
+        self.name = name or getattr(function, "__name__", repr(function))
+
+    def test(self, step: Step, memory: Any) -> tuple[Any, Any]:
+        return self.function(step), memory
+
+    def _key(self) -> Any:
+        return self.function
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Below(StopRule):
+    """One figure of the step at or below a tolerance."""
+
+    def __init__(self, name: str, figure: Callable[[Step], Any], tol: float):
+        if isinstance(tol, bool) or not isinstance(tol, (int, float)) or math.isnan(tol) or tol < 0:
+            raise ValueError(f"tol={tol!r} in {name}; pass a number, zero or more")
+        self.name, self.figure, self.tol = name, figure, float(tol)
+
+    def test(self, step: Step, memory: Any) -> tuple[Any, Any]:
+        figure = self.figure(step)
+        return figure <= jnp.asarray(self.tol, figure.dtype), memory
+
+    def _key(self) -> Any:
+        return (self.name, self.tol)
+
+    def __repr__(self) -> str:
+        return f"{self.name}({self.tol!r})"
+
+
+class Joined(StopRule):
+    """Two rules, either or both."""
+
+    def __init__(self, join: Callable[[Any, Any], Any], sign: str, left: StopRule, right: StopRule):
+        self.join, self.sign, self.left, self.right = join, sign, left, right
+
+    def init(self) -> Any:
+        return (self.left.init(), self.right.init())
+
+    def test(self, step: Step, memory: Any) -> tuple[Any, Any]:
+        left, memory_left = self.left.test(step, memory[0])
+        right, memory_right = self.right.test(step, memory[1])
+        return self.join(left, right), (memory_left, memory_right)
+
+    def _key(self) -> Any:
+        return (self.sign, self.left, self.right)
+
+    def __repr__(self) -> str:
+        return f"({self.left!r} {self.sign} {self.right!r})"
+
+
+def as_rule(rule: Any) -> StopRule:
+    """A rule, from a rule or a function of the step's state."""
+    if isinstance(rule, StopRule):
+        return rule
+    if callable(rule):
+        return Test(rule)
+    raise TypeError(
+        f"stop is a {type(rule).__name__}; pass None, a rule from gdjax.stop such as gradient_below(1e-6), rules joined "
+        "with | and &, or a function of the step's state"
+    )
+
+
+def largest(tree: Any) -> Any:
+    """Largest absolute entry over a whole pytree; NaN if any entry is."""
+    leaves = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree) if leaf.size]
+    result = leaves[0]
+    for leaf in leaves[1:]:
+        dtype = jnp.promote_types(result.dtype, leaf.dtype)
+        result = jnp.maximum(result.astype(dtype), leaf.astype(dtype))
+    return result
+
+
+def _gradient_norm(step: Step) -> Any:
+    return step.gradient_norm
+
+
+def _loss_size(step: Step) -> Any:
+    return jnp.abs(step.loss)
+
+
+def _loss_change(step: Step) -> Any:
+    return jnp.abs(step.loss - step.previous_loss)
+
+
+def _update_norm(step: Step) -> Any:
+    return step.update_norm
+
+
+def gradient_below(tol: float) -> StopRule:
+    """Done when the largest absolute entry of the gradient, over the whole pytree, is at most `tol`.
+
+    Args:
+        tol: tolerance in units of the loss per unit of the weights, zero or more.
+
+    Returns:
+        A rule for `minimize(stop=...)`.
+
+    Raises:
+        ValueError: `tol` is negative, NaN or not a number.
+
+    >>> gradient_below(1e-6) | loss_below(1e-3)
+    (gradient_below(1e-06) | loss_below(0.001))
+    """
+    return Below("gradient_below", _gradient_norm, tol)
+
+
+def loss_below(tol: float) -> StopRule:
+    """Done when `|loss| ≤ tol`.
+
+    Args:
+        tol: tolerance in units of the loss, zero or more.
+
+    Returns:
+        A rule for `minimize(stop=...)`.
+
+    Raises:
+        ValueError: `tol` is negative, NaN or not a number.
+
+    >>> loss_below(0.5)
+    loss_below(0.5)
+    """
+    return Below("loss_below", _loss_size, tol)
+
+
+def loss_change_below(tol: float) -> StopRule:
+    """Done when the last update changed the loss by at most `tol`; never before the first update.
+
+    Args:
+        tol: tolerance in units of the loss, zero or more.
+
+    Returns:
+        A rule for `minimize(stop=...)`.
+
+    Raises:
+        ValueError: `tol` is negative, NaN or not a number.
+
+    >>> loss_change_below(1e-9) & gradient_below(1e-3)
+    (loss_change_below(1e-09) & gradient_below(0.001))
+    """
+    return Below("loss_change_below", _loss_change, tol)
+
+
+def update_below(tol: float) -> StopRule:
+    """Done when the largest absolute entry of the last update is at most `tol`; never before the first update.
+
+    Args:
+        tol: tolerance in units of the weights, zero or more.
+
+    Returns:
+        A rule for `minimize(stop=...)`.
+
+    Raises:
+        ValueError: `tol` is negative, NaN or not a number.
+
+    >>> update_below(0)
+    update_below(0.0)
+    """
+    return Below("update_below", _update_norm, tol)

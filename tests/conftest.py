@@ -1,0 +1,13 @@
+"""Every test runs under strict promotion and sees eight virtual CPU devices; warnings are errors (pyproject)."""
+
+import os
+import tempfile
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Plans measured on a developer's machine must not steer a test, nor a test leave plans behind.
+os.environ["GDJAX_CACHE_DIR"] = tempfile.mkdtemp(prefix="gdjax-test-cache-")
+
+import jax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
