@@ -210,9 +210,12 @@ def label(chosen: Sequence[jax.Device]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def give(home: jax.Device) -> Any:
-    """A function that hands a result over as a `jax.Array` on `home`, without a copy where it is there already."""
-    return lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, home)
+def give(tree: Any, home: jax.Device) -> Any:
+    """Results as `jax.Array`s on `home`, without a copy where they are there already."""
+    leaves, treedef = jax.tree.flatten(tree)
+    if not all(isinstance(leaf, jax.Array) for leaf in leaves):
+        leaves = jax.device_put(leaves, home)
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

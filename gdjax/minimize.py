@@ -89,18 +89,8 @@ def minimize(
         check_resume(resume, program, batch.count)
         session = SESSIONS.get(program, batch, devices)
         out = session.run(batch, count, chosen_plan(plan), resume)
-        give = dev.give(devices[0])
-        return Solution(
-            jax.tree.map(give, out.weights),
-            give(out.loss),
-            give(out.gradient_norm),
-            give(out.steps),
-            give(out.status),
-            None,
-            jax.tree.map(give, out.state),
-            out.plan,
-            dev.label(devices),
-        )
+        given = dev.give((out.weights, out.loss, out.gradient_norm, out.steps, out.status), devices[0])
+        return Solution(*given, None, out.state, out.plan, dev.label(devices))
 
 
 def not_yet(**arguments: Any) -> None:
@@ -175,13 +165,13 @@ def check_resume(state: Any, program: Program, count: int) -> None:
         return
     if not isinstance(state, State):
         raise TypeError(f"resume is a {type(state).__name__}; pass the state of an earlier solution")
-    engine = "fixed" if program.stop is None else "masked"
+    engine = "fixed" if program.stop is None else "until"
     if state.engine != engine:
         raise ValueError(
             "resume comes from a run "
-            + ("with" if state.engine == "masked" else "without")
+            + ("with" if state.engine == "until" else "without")
             + " a stop rule, this one is "
-            + ("without" if state.engine == "masked" else "with")
+            + ("without" if state.engine == "until" else "with")
             + "; go on as you began"
         )
     if np.shape(state.status) != (count,):

@@ -20,6 +20,9 @@ CACHE_BYTES = 24 * 1024
 BLOCK_BYTES = 4 * 1024 * 1024
 """Problems handed over in one call: enough that the call costs little beside them."""
 
+VECTOR = 32
+"""Tiles are whole pairs of the widest vectors: less would be computed by other instructions, with other rounding."""
+
 SMALL = 256
 """Batches up to this size get a tile of this size."""
 
@@ -34,6 +37,9 @@ class Plan:
         tiles: tiles per call of the compiled program.
         chunk: steps fused into one pass over a tile.
         reason: why the kernel is not `"lanes"`; empty where it is.
+
+    Raises:
+        ValueError: a field that no plan can have.
     """
 
     kernel: str = "lanes"
@@ -41,6 +47,14 @@ class Plan:
     tiles: int = 1
     chunk: int = 1
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kernel not in ("lanes", "vmap"):
+            raise ValueError(f"kernel={self.kernel!r}; pass 'lanes' or 'vmap'")
+        if self.tile < VECTOR or self.tile % VECTOR:
+            raise ValueError(f"tile={self.tile}; pass a multiple of {VECTOR}")
+        if self.tiles < 1 or self.chunk < 1:
+            raise ValueError(f"tiles={self.tiles}, chunk={self.chunk}; pass whole numbers of at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +79,14 @@ def kind_of(inputs: Any, flags: Any) -> Kind:
     )
 
 
+def fitted(plan: Plan, kind: Kind) -> Plan:
+    """The plan as this kind of problem can be run: steps are fused only where every value is one number per lane.
+
+    Fusing the steps of vector problems makes compilers repeat the sums of the first step inside those of the next.
+    """
+    return plan if kind.elementwise and plan.kernel == "lanes" else dataclasses.replace(plan, chunk=1)
+
+
 def power_below(value: float, low: int, high: int) -> int:
     """The largest power of two up to `value`, within the bounds."""
     return max(low, min(high, 1 << max(0, math.floor(math.log2(max(1.0, value))))))
@@ -86,9 +108,16 @@ def default(kind: Kind, device: jax.Device, count: int) -> Plan:
     return Plan("lanes", large, power_below(BLOCK_BYTES / (large * kind.bytes), 1, 4096), chunk)
 
 
+def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
+    """The plan of a batch with a stop rule: smaller blocks, since rounds grow narrow, and looks every few steps."""
+    plan = default(kind, device, min(count, (1 << 17) - 1))
+    chunk = 8 if kind.elementwise else 1
+    return dataclasses.replace(plan, tiles=min(plan.tiles, 8), chunk=chunk)
+
+
 def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:
     """The vmap plan. Its tile follows from the problem and the device alone: another shape might get other bits."""
-    tile = 3072 if kind.shared else power_below(64 * 1024 / kind.bytes, 8, 256)
+    tile = 3072 if kind.shared else power_below(64 * 1024 / kind.bytes, VECTOR, 256)
     if not dev.is_host(device):
         tile = 1 << 14
     tiles = power_below(BLOCK_BYTES / (tile * kind.bytes), 1, 1024) if count > tile else 1

@@ -74,10 +74,11 @@ class Transformation:
         hyper: dict[str, Any],
     ) -> tuple[Any, Any]:
         pair = self.build(hyper)
-        extra = {}
-        if takes_extra(pair.update):
-            extra = {"value": loss(weights), "grad": gradient, "value_fn": loss}
-        moves, new = pair.update(gradient, state, weights, **extra)
+        wanted = extra_arguments(pair.update)
+        extra = {"grad": gradient, "value_fn": loss}
+        if "value" in wanted:
+            extra["value"] = loss(weights)
+        moves, new = pair.update(gradient, state, weights, **{name: extra[name] for name in wanted})
         # A rule may compute its state in a wider type than it started with; the loop's state keeps its types.
         new = jax.tree.map(lambda a, b: jnp.asarray(b).astype(jnp.asarray(a).dtype), state, new)
         return jax.tree.map(lambda w, m: (w + m).astype(w.dtype), weights, moves), new
@@ -90,10 +91,12 @@ def is_pair(optimizer: Any) -> bool:
     return callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))
 
 
-def takes_extra(update: Callable[..., Any]) -> bool:
-    """Whether an update takes optax's extra arguments (`value`, `grad`, `value_fn`)."""
+def extra_arguments(update: Callable[..., Any]) -> list[str]:
+    """Which of optax's extra arguments an update takes."""
     parameters = inspect.signature(update).parameters.values()
-    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    names = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return [name for name in ("value", "grad", "value_fn") if takes_all or name in names]
 
 
 def curvature_rate(weights: Any, loss: Callable[[Any], Any]) -> Any:

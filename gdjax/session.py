@@ -15,10 +15,11 @@ import numpy as np
 from gdjax import device as dev
 from gdjax import plan as plans
 from gdjax.batch import Batch, check_loss
-from gdjax.engine import fixed, masked
+from gdjax.engine import fixed, refill, rounds
 from gdjax.engine.feed import Block, compile_block, run_block
 from gdjax.engine.lanes import UnsupportedError
 from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, Program
+from gdjax.engine.refill import Ended
 from gdjax.plan import Plan
 from gdjax.solution import State
 
@@ -48,20 +49,20 @@ class Session:
         self.program = program
         self.devices = tuple(devices)
         self.blocks: dict[Any, Block] = {}
-        self.refused: dict[str, str] = {}
+        self.refused: str | None = None
         self.lock = threading.Lock()
 
     def run(self, batch: Batch, steps: int, plan: Plan | None, state: State | None) -> Outcome:
         if self.program.stop is None:
             return self.run_fixed(batch, steps, plan, state)
-        return self.run_masked(batch, steps, plan, state)
+        return self.run_until(batch, steps, plan, state)
 
     def run_fixed(self, batch: Batch, steps: int, plan: Plan | None, state: State | None) -> Outcome:
         start = state.total if state else 0
         inputs = fixed.Inputs(batch.weights, state.carried if state else None, batch.data, batch.hyper)
         kept_flags = unhashed(state.flags, state.carried) if state else None
         flags = fixed.Inputs(own(batch.weights), kept_flags, batch.data_flags, batch.hyper_flags)
-        block = self.block(fixed, inputs, flags, batch.count, plan)
+        block = self.block(fixed.tile, inputs, flags, batch.count, plan)
         out = run_block(block, inputs, flags, batch.count, start, steps)
         loss = np.asarray(out.loss)
         taken = np.full(batch.count, start + steps, np.int32)
@@ -76,14 +77,14 @@ class Session:
 
     def replay(self, batch: Batch, steps: int, state: State | None, result: Outcome, which: np.ndarray) -> Outcome:
         """Run the problems that broke again, step by step, to end each at its last finite weights."""
-        some = take(batch, which)
-        carried = None
+        some = cut(batch, which)
+        carried: tuple[Any, Any] = (None, None)
         if state is not None:
             rule_state = jax.tree.map(
                 lambda leaf, flag: np.asarray(leaf)[which] if flag else leaf, state.carried, unhashed(state.flags, state.carried)
             )
             carried = (rule_state, unhashed(state.flags, state.carried))
-        again = self.run_masked(some, steps, None, None, carried, start=state.total if state else 0)
+        again = self.run_until(some, steps, None, None, carried, start=state.total if state else 0)
         put = lambda whole, part: scatter(whole, part, which)  # noqa: E731
         taken, status = put(result.steps, again.steps), put(result.status, again.status)
         if state is not None:  # a problem that had diverged before stays at the step where it did
@@ -99,55 +100,83 @@ class Session:
             state=dataclasses.replace(result.state, status=status, steps=taken),
         )
 
-    def run_masked(
+    def run_until(
         self,
         batch: Batch,
         steps: int,
         plan: Plan | None,
         state: State | None,
-        rule_state: tuple[Any, Any] | None = None,
+        rule_state: tuple[Any, Any] = (None, None),
         start: int = 0,
     ) -> Outcome:
-        lane, lane_flags = None, None
-        if state is not None:
-            start = state.total
-            status = np.where(np.asarray(state.status) == DIVERGED, np.int8(DIVERGED), np.int8(RUNNING))
-            lane = {**state.carried, "weights": batch.weights, "status": status}
-            lane_flags = unhashed(state.flags, lane)
-        inputs = masked.Inputs(batch.weights, lane, batch.data, batch.hyper, rule_state[0] if rule_state else None)
-        flags = masked.Inputs(
-            own(batch.weights), lane_flags, batch.data_flags, batch.hyper_flags, rule_state[1] if rule_state else None
-        )
-        block = self.block(masked, inputs, flags, batch.count, plan)
-        out = run_block(block, inputs, flags, batch.count, start, steps)
-        lane = out.lane
-        out_flags = jax.tree.unflatten(block.out_tree, block.out_own)
-        kept = State(lane, lane["status"], lane["index"], "masked", hashable(out_flags.lane), start + steps)
-        return Outcome(
-            lane["weights"], out.loss, out.gradient_norm, lane["index"], lane["status"], kept, block.plan
-        )
+        """Until each problem's rule holds, slab by slab."""
+        start = state.total if state else start
+        parts = []
+        for first in range(0, batch.count, rounds.SLAB):
+            which = slice(first, first + rounds.SLAB)
+            slab = batch if batch.count <= rounds.SLAB else cut(batch, which)
+            lane = None
+            if state is not None:
+                lane = jax.tree.map(lambda leaf, which=which: np.asarray(leaf)[which], state.carried)
+                status = np.where(lane["status"] == DIVERGED, np.int32(DIVERGED), np.int32(RUNNING))
+                lane = {**lane, "weights": slab.weights, "status": status}
+            parts.append(self.run_slab(slab, steps, plan, lane, rule_state, start))
+        ended, ran = join([part for part, _ in parts]), parts[-1][1]
+        lane = ended.lane
+        status = lane["status"].astype(np.int8)
+        kept = State(lane, status, lane["index"], "until", None, start + steps)
+        return Outcome(lane["weights"], ended.loss, ended.gradient_norm, lane["index"], status, kept, ran)
 
-    def block(self, engine: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
+    def run_slab(
+        self, batch: Batch, steps: int, plan: Plan | None, lane: Any, rule_state: tuple[Any, Any], start: int
+    ) -> tuple[Ended, Plan]:
+        ran: list[Plan] = []
+
+        def run(name: str, inputs: Any, flags: Any, count: int, first: int, second: int) -> Any:
+            block = self.block(getattr(refill, name), inputs, flags, count, plan)
+            ran.append(block.plan)
+            return run_block(block, inputs, flags, count, first, second)
+
+        if lane is None:
+            inputs = refill.Start(batch.weights, rule_state[0], batch.data, batch.hyper)
+            flags = refill.Start(own(batch.weights), rule_state[1], batch.data_flags, batch.hyper_flags)
+            lane = run("begin", inputs, flags, batch.count, start, 0)
+        lane_flags = refill.Running(own(lane), batch.data_flags, batch.hyper_flags)
+        seated = refill.Running(lane, batch.data, batch.hyper)
+        if self.program.stop is None or batch.count <= plans.SMALL or not dev.is_host(self.devices[0]):
+            ended = run("finish", seated, lane_flags, batch.count, start, steps)
+            return ended, ran[-1]
+        stride = self.block(refill.sprint, seated, lane_flags, batch.count, plan).plan.chunk
+        stride = stride if stride > 1 else rounds.STRIDE
+        return rounds.rounds(run, seated, lane_flags, start, steps, stride), ran[0]
+
+    def block(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
         """The compiled block for these inputs, in lanes where the problem has a lane form."""
         kind = plans.kind_of(inputs, flags)
-        name = engine.__name__
         with self.lock:
-            if plan is None and name not in self.refused:
-                plan = plans.default(kind, self.devices[0], count)
-            if plan is not None and plan.kernel == "lanes" and name not in self.refused:
+            wanted = plan
+            if wanted is None and self.refused is None:
+                remembered = self.default if tile is fixed.tile else plans.refill
+                wanted = remembered(kind, self.devices[0], count)
+            if wanted is not None:
+                wanted = plans.fitted(wanted, kind)
+            if wanted is not None and wanted.kernel == "lanes" and self.refused is None:
                 try:
-                    return self.compiled(engine, inputs, flags, plan)
+                    return self.compiled(tile, inputs, flags, wanted)
                 except UnsupportedError as error:
-                    self.refused[name] = str(error)
+                    self.refused = str(error)
                     log.info("the loss runs under vmap, not in lanes: %s", error)
-            if plan is None or plan.kernel == "lanes":
-                plan = plans.fallback(kind, self.devices[0], count, self.refused[name])
-            return self.compiled(engine, inputs, flags, plan)
+            if wanted is None or wanted.kernel == "lanes":
+                wanted = plans.fallback(kind, self.devices[0], count, self.refused or "")
+            return self.compiled(tile, inputs, flags, wanted)
 
-    def compiled(self, engine: Any, inputs: Any, flags: Any, plan: Plan) -> Block:
-        key = (engine.__name__, plan, jax.tree.structure(inputs), hashable(flags))
+    def default(self, kind: plans.Kind, device: jax.Device, count: int) -> Plan:
+        return plans.default(kind, device, count)
+
+    def compiled(self, tile: Any, inputs: Any, flags: Any, plan: Plan) -> Block:
+        key = (tile, plan, jax.tree.structure(inputs), tuple(jax.tree.leaves(flags)))
         if key not in self.blocks:
-            self.blocks[key] = compile_block(engine.tile, self.program, plan, inputs, flags, self.devices)
+            self.blocks[key] = compile_block(tile, self.program, plan, inputs, flags, self.devices)
         return self.blocks[key]
 
 
@@ -194,15 +223,31 @@ def unhashed(flags: Any, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), flags)
 
 
-def take(batch: Batch, which: np.ndarray) -> Batch:
-    pick = lambda leaf, flag: np.asarray(leaf)[which] if flag else leaf  # noqa: E731
+def cut(batch: Batch, which: Any) -> Batch:
+    """Some problems of a batch: a slice, or the numbers of those wanted."""
+
+    def pick(leaf: Any, flag: bool) -> Any:
+        return np.asarray(leaf)[which] if flag else leaf
+
+    weights = jax.tree.map(lambda leaf: np.asarray(leaf)[which], batch.weights)
     return dataclasses.replace(
         batch,
-        weights=jax.tree.map(lambda leaf: np.asarray(leaf)[which], batch.weights),
+        weights=weights,
         data=jax.tree.map(pick, batch.data, batch.data_flags),
         hyper={k: pick(v, batch.hyper_flags[k]) for k, v in batch.hyper.items()},
-        count=len(which),
+        count=len(jax.tree.leaves(weights)[0]),
     )
+
+
+def join(parts: list[Ended]) -> Ended:
+    if len(parts) == 1:
+        return jax.tree.map(np.asarray, parts[0])
+
+    def whole(*leaves: Any) -> np.ndarray:
+        out = dev.aligned_empty((sum(len(leaf) for leaf in leaves), *leaves[0].shape[1:]), leaves[0].dtype)
+        return np.concatenate(leaves, out=out)
+
+    return jax.tree.map(whole, *parts)
 
 
 def scatter(whole: Any, part: Any, which: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ from gdjax.engine.kernels import KERNELS
 from gdjax.engine.tile import over_tiles
 from gdjax.plan import Plan
 
+NEGATIVE_ZERO = np.float32(-0.0)
+
 TileFunction = Callable[..., Callable[[Any], tuple[Any, Any]]]
 
 
@@ -46,7 +48,8 @@ def compile_block(
     kernel = KERNELS[plan.kernel](plan.tile)
     out_flags: list[Any] = []
 
-    def block(inputs: Any, start: Any, steps: Any, used: Any) -> Any:
+    def block(inputs: Any, start: Any, steps: Any, used: Any, zero: Any) -> Any:
+        kernel.zero = zero
         run = engine(kernel, program, plan.chunk, flags, start, steps)
 
         def noted(piece: Any) -> tuple[Any, Any]:
@@ -63,7 +66,9 @@ def compile_block(
     executables = []
     for device in devices:
         here = jax.sharding.SingleDeviceSharding(device)
-        lowered = jax.jit(block, in_shardings=here, out_shardings=here).lower(shapes, number, number, number)
+        lowered = jax.jit(block, in_shardings=here, out_shardings=here).lower(
+            shapes, number, number, number, jax.ShapeDtypeStruct((), jnp.float32)
+        )
         executables.append(lowered.compile(compiler_options=dev.compiler_options(device)))
     leaves, tree = jax.tree.flatten(lowered.out_info)
     x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
@@ -110,7 +115,7 @@ def on_host(
         ]
         used = np.int32(-(-(last - first) // block.plan.tile))
         with jax.enable_x64(block.x64):
-            results = jax.tree.leaves(executable(jax.tree.unflatten(tree, cut), *scalars, used))
+            results = jax.tree.leaves(executable(jax.tree.unflatten(tree, cut), *scalars, used, NEGATIVE_ZERO))
             for index, (result, flag) in enumerate(zip(results, block.out_own, strict=True)):
                 if flag:
                     outputs[index][first:last] = np.asarray(result)[: last - first]
@@ -153,7 +158,7 @@ def on_accelerators(
                 for leaf, flag in zip(leaves, own, strict=True)
             ]
             used = np.int32(-(-(last - first) // block.plan.tile))
-            results = jax.tree.leaves(block.executables[turn](jax.tree.unflatten(tree, cut), *scalars, used))
+            results = jax.tree.leaves(block.executables[turn](jax.tree.unflatten(tree, cut), *scalars, used, NEGATIVE_ZERO))
             parts.append(
                 [r[: last - first] if flag else r for r, flag in zip(results, block.out_own, strict=True)]
             )

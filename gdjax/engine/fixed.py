@@ -51,7 +51,7 @@ def tile(
 
         def step(index: Any, carry: Any) -> Any:
             out, out_flags = kernel.call(
-                program.step, (*carry, index, data, hyper), (*carry_flags, False, own.data, own.hyper)
+                program.step, (*carry, index, data, hyper), (*carry_flags, False, own.data, own.hyper), carried=4
             )
             return kernel.spread(out, out_flags, carry_flags)
 

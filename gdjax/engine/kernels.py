@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
@@ -24,14 +25,21 @@ class Kernel:
 
     def __init__(self, size: int):
         self.size = size
+        self.zero: Any = np.float32(-0.0)
         self.traced: dict[Any, Any] = {}
 
-    def call(self, function: Callable[..., Any], args: tuple[Any, ...], flags: tuple[Any, ...]) -> tuple[Any, Any]:
-        """`(outputs, flags of the outputs)` of a function of one problem."""
+    def call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], flags: tuple[Any, ...], carried: int | None = None
+    ) -> tuple[Any, Any]:
+        """`(outputs, flags of the outputs)` of a function of one problem.
+
+        In the body of a loop, `carried` says how many of the arguments change from turn to turn.
+        """
         closed, tree = self.trace(function, args, flags)
         own = jax.tree.leaves(flags)
         out = reaches(closed.jaxpr, own)
-        arrays = [jnp.asarray(a) for a in self.run(closed, jax.tree.leaves(args), own, out)]
+        varies = [n < (len(args) if carried is None else carried) for n, a in enumerate(args) for _ in jax.tree.leaves(a)]
+        arrays = [jnp.asarray(a) for a in self.run(closed, jax.tree.leaves(args), own, varies, out)]
         return jax.tree.unflatten(tree, arrays), jax.tree.unflatten(tree, out)
 
     def flags(self, function: Callable[..., Any], args: tuple[Any, ...], flags: tuple[Any, ...]) -> Any:
@@ -59,7 +67,7 @@ class Kernel:
             shape = shape[1:] if self.axis == 0 else shape[:-1]
         return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
-    def run(self, closed: Any, leaves: list[Any], own: list[bool], out: list[bool]) -> list[Any]:
+    def run(self, closed: Any, leaves: list[Any], own: list[bool], varies: list[bool], out: list[bool]) -> list[Any]:
         raise NotImplementedError
 
     def spread(self, tree: Any, flags: Any, wanted: Any) -> Any:
@@ -80,9 +88,9 @@ class Lanes(Kernel):
 
     axis = -1
 
-    def run(self, closed: Any, leaves: list[Any], own: list[bool], out: list[bool]) -> list[Any]:
-        values = [Value(leaf, flag) for leaf, flag in zip(leaves, own, strict=True)]
-        results = Evaluator(self.size).run(closed.jaxpr, closed.consts, values)
+    def run(self, closed: Any, leaves: list[Any], own: list[bool], varies: list[bool], out: list[bool]) -> list[Any]:
+        values = [Value(*each) for each in zip(leaves, own, varies, strict=True)]
+        results = Evaluator(self.size, self.zero).run(closed.jaxpr, closed.consts, values)
         return [
             spread(r, r.shape, self.size) if flag else r.array for r, flag in zip(results, out, strict=True)
         ]
@@ -93,7 +101,7 @@ class Vmap(Kernel):
 
     axis = 0
 
-    def run(self, closed: Any, leaves: list[Any], own: list[bool], out: list[bool]) -> list[Any]:
+    def run(self, closed: Any, leaves: list[Any], own: list[bool], varies: list[bool], out: list[bool]) -> list[Any]:
         function = jaxpr_as_fun(closed)
         if not any(own):
             return list(function(*leaves))

@@ -4,15 +4,25 @@
 every value of one problem of shape `s` becomes an array of shape `s + (L,)`: the lanes lie along the vector units, and
 sums and dot products are written out term by term, first index first, so that a lane's bits depend on that lane alone.
 Values that no lane owns (shared data and what is computed from it) stay as they are, without a lane axis.
+
+Rounding. Where a product feeds an addition, compilers for CPUs and TPUs contract the two to one multiply-add, rounded
+once; that is fast, wanted, and declared here. Where they have a choice (`a·b + c·d`, a product used twice, a product that
+does not change in the loop), the choice would depend on tile and chunk. There the product is written `a·b + z` with `z` a
+runtime −0.0: contracted, `fma(a, b, −0.0)` is the rounded product at no cost, and nothing is left to choose.
+  - `x·w`, summed: `fma(x_n, w_n, … fma(x_1, w_1, round(x_0·w_0)))`
+  - `a·b ± c·d`: the right product is rounded, the left one contracted
+  - a product used twice, or made of what the loop does not change: rounded
+  - a product used once in a sum or difference: contracted
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import core
@@ -29,13 +39,19 @@ class UnsupportedError(NotImplementedError):
 
 
 class Value:
-    """An array of a tile: `lane` says whether its last axis is the lanes."""
+    """An array of a tile.
 
-    __slots__ = ("array", "lane")
+    `lane`: its last axis is the lanes. `product`: it is a product not yet rounded, which an addition may take in.
+    `varies`: it changes from step to step.
+    """
 
-    def __init__(self, array: Any, lane: bool):
+    __slots__ = ("array", "lane", "product", "varies")
+
+    def __init__(self, array: Any, lane: bool, varies: bool = True, product: bool = False):
         self.array = array
         self.lane = lane
+        self.varies = varies
+        self.product = product
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,21 +61,21 @@ class Value:
 
 
 def spread(value: Value, shape: tuple[int, ...], size: int) -> Any:
-    """The array of `value` with lanes, broadcast from its own problem shape (equal or scalar) to `shape + (size,)`."""
-    own = value.shape
-    dims = tuple(range(len(own))) if own == shape else ()
-    if value.lane:
-        if own == shape:
-            return value.array
-        return lax.broadcast_in_dim(value.array, (*shape, size), (len(shape),))
-    return lax.broadcast_in_dim(value.array, (*shape, size), dims)
+    """The array of `value` with lanes, broadcast to `shape + (size,)` from a scalar or along axes of size one."""
+    axes = tuple(range(len(value.shape)))
+    if not value.lane:
+        return lax.broadcast_in_dim(value.array, (*shape, size), axes)
+    if value.shape == shape:
+        return value.array
+    return lax.broadcast_in_dim(value.array, (*shape, size), (*axes, len(shape)))
 
 
 class Evaluator:
-    """Walks a jaxpr of one problem and emits its lane form, operation by operation."""
+    """Walks a jaxpr of one problem and emits its lane form, operation by operation. `zero` is −0.0, known at run time."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, zero: Any):
         self.size = size
+        self.zero = zero
         self.written = 0
 
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> list[Value]:
@@ -67,35 +83,55 @@ class Evaluator:
 
         def read(atom: Any) -> Value:
             if isinstance(atom, core.Literal):
-                return Value(np.asarray(atom.val, atom.aval.dtype), False)
+                return Value(np.asarray(atom.val, atom.aval.dtype), False, False)
             return env[atom]
 
-        env.update(zip(jaxpr.constvars, (Value(c, False) for c in consts), strict=True))
+        # An output counts as used twice: what becomes of it outside is not known here.
+        uses = collections.Counter(v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, core.Literal))
+        uses.update(v for v in [*jaxpr.outvars] * 2 if not isinstance(v, core.Literal))
+        env.update(zip(jaxpr.constvars, (Value(c, False, False) for c in consts), strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
         for eqn in jaxpr.eqns:
-            operands = [read(v) for v in eqn.invars]
-            results = self.equation(eqn, operands)
-            env.update(zip(eqn.outvars, results, strict=True))
+            results = self.equation(eqn, [read(v) for v in eqn.invars])
+            for var, value in zip(eqn.outvars, results, strict=True):
+                once = value.varies and value.lane and uses[var] == 1
+                env[var] = value if once else self.rounded(value)
         return [read(v) for v in jaxpr.outvars]
+
+    def rounded(self, value: Value) -> Value:
+        """The value with its product, if it is one, rounded here and now."""
+        if not value.product:
+            return value
+        zero = lax.convert_element_type(self.zero, value.array.dtype)
+        return Value(
+            lax.add(value.array, lax.broadcast_in_dim(zero, value.array.shape, ())), value.lane, value.varies
+        )
 
     def equation(self, eqn: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
         self.count(1)
+        if name in SUMS and all(v.product for v in operands):
+            operands = [operands[0], self.rounded(operands[1])]
+        elif name not in SUMS and name not in PASSED_ON and name != "mul":
+            operands = [self.rounded(v) for v in operands]
         if name in INLINED:
             return self.run(*inner(eqn), operands)
+        varies = any(v.varies for v in operands)
         if not any(v.lane for v in operands):
             out = eqn.primitive.bind(*(v.array for v in operands), **eqn.params)
-            return [Value(o, False) for o in (out if eqn.primitive.multiple_results else [out])]
+            product = name in PRODUCTS and jnp.issubdtype(out.dtype, jnp.floating)
+            return [Value(o, False, varies, product) for o in (out if eqn.primitive.multiple_results else [out])]
         if name == "scan":
             return self.scan(eqn, operands)
+        product = name in PRODUCTS or (name in PASSED_ON and operands[0].product)
         if name in ELEMENTWISE:
             shape = eqn.outvars[0].aval.shape
-            arrays = [spread(v, shape, self.size) for v in operands]
-            return [Value(eqn.primitive.bind(*arrays, **eqn.params), True)]
-        rule = RULES.get(name)
-        if rule is None:
+            array = eqn.primitive.bind(*(spread(v, shape, self.size) for v in operands), **eqn.params)
+        elif name in RULES:
+            array = RULES[name](self, operands, eqn)
+        else:
             raise UnsupportedError(f"operation {name!r} has no lane form")
-        return [Value(rule(self, operands, eqn), True)]
+        return [Value(array, True, varies, product and jnp.issubdtype(array.dtype, jnp.floating))]
 
     def scan(self, eqn: Any, operands: list[Value]) -> list[Value]:
         """A loop of known length: the body in lanes, everything it carries with the lane axis."""
@@ -106,7 +142,7 @@ class Evaluator:
 
         def body(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
             values = [Value(c, True) for c in carry]
-            sliced = [Value(s, x.lane) for s, x in zip(slices, xs, strict=True)]
+            sliced = [Value(s, x.lane, x.varies) for s, x in zip(slices, xs, strict=True)]
             out = self.run(p["jaxpr"].jaxpr, p["jaxpr"].consts, [*consts, *values, *sliced])
             arrays = [spread(v, v.shape, self.size) for v in out]
             return arrays[: len(carry)], arrays[len(carry) :]
@@ -200,7 +236,9 @@ def dot_general(evaluator: Evaluator, operands: list[Value], eqn: Any) -> Any:
     right = terms(operands[1], batch_r, contract_r, range(nb + free_l, rank))
     if not left:
         return lax.full((*aval.shape, evaluator.size), 0, aval.dtype)
-    return evaluator.fold(lax.add, [lax.mul(a, b) for a, b in zip(left, right, strict=True)])
+    products = [lax.mul(a, b) for a, b in zip(left, right, strict=True)]
+    first = evaluator.rounded(Value(products[0], True, product=jnp.issubdtype(aval.dtype, jnp.floating)))
+    return evaluator.fold(lax.add, [first.array, *products[1:]])
 
 
 def select_n(evaluator: Evaluator, operands: list[Value], eqn: Any) -> Any:
@@ -271,6 +309,15 @@ ELEMENTWISE = frozenset(
     shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
     bitcast_convert_type population_count clz""".split()
 )
+
+PRODUCTS = frozenset({"mul", "square", "integer_pow", "reduce_prod"})
+"""Operations that end in a multiplication."""
+
+SUMS = frozenset({"add", "sub", "add_any"})
+"""Operations that may take a product in."""
+
+PASSED_ON = frozenset({"neg", "broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "rev", "copy", "copy_p"})
+"""Operations behind which a compiler still sees the product."""
 
 RULES: dict[str, Callable[[Evaluator, list[Value], Any], Any]] = {
     "broadcast_in_dim": broadcast_in_dim,

@@ -19,6 +19,8 @@ RUNNING = -1
 RAN_ALL_STEPS = 0
 CONVERGED = 1
 DIVERGED = 2
+WAITING = 3
+"""Something ends this problem within the next strides: it waits to take them one by one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +51,69 @@ class Program:
         loss, gradient = jax.value_and_grad(self.loss)(weights, *data)
         return loss, largest(gradient)
 
-    def start(self, weights: Any, state: Any, index: Any, data: Any) -> dict[str, Any]:
-        """The lane of a problem that is stopped by a rule: everything it must remember."""
-        scalar = jnp.result_type(jax.eval_shape(self.loss, weights, *data).dtype)
+    def begin(self, weights: Any, state: Any, index: Any, data: Any) -> dict[str, Any]:
+        """The lane of a problem with a stop rule: everything it must remember between steps."""
+        scalar = jax.eval_shape(self.loss, weights, *data).dtype
         kind = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(weights)))
+        past = {"previous_loss": jnp.full((), jnp.inf, scalar), "update_norm": jnp.full((), jnp.inf, kind)}
         return {
             "weights": weights,
             "state": state,
             "memory": jax.tree.map(jnp.asarray, self.stop.init()) if self.stop else (),
-            "previous_loss": jnp.full((), jnp.inf, scalar),
-            "update_norm": jnp.full((), jnp.inf, kind),
+            "past": {name: past[name] for name in self.remembered(weights, data, past)},
             "index": index,
-            "status": jnp.full((), RUNNING, jnp.int8),
+            "status": jnp.full((), RUNNING, jnp.int32),
         }
+
+    def remembered(self, weights: Any, data: Any, past: dict[str, Any]) -> list[str]:
+        """Which figures of the previous step the rule looks at: the others are not kept."""
+        if self.stop is None:
+            return []
+
+        def seen(past: dict[str, Any], weights: Any) -> Any:
+            loss = jnp.zeros((), past["previous_loss"].dtype)
+            norm = jnp.zeros((), past["update_norm"].dtype)
+            step = Step(jnp.int32(0), weights, loss, weights, norm, past["previous_loss"], past["update_norm"])
+            return self.stop.test(step, jax.tree.map(jnp.asarray, self.stop.init()))  # type: ignore[union-attr]
+
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (past, weights))
+        jaxpr = jax.make_jaxpr(seen)(*shapes).jaxpr
+        used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
+        return [name for name, v in zip(sorted(past), jaxpr.invars, strict=False) if id(v) in used]
+
+    def look(self, lane: dict[str, Any], data: Any, hyper: Any) -> tuple[dict[str, Any], Any, Any]:
+        """`(lane after one update, whether the rule holds before it, whether the update is finite)`."""
+        weights = lane["weights"]
+        loss, gradient = jax.value_and_grad(self.loss)(weights, *data)
+        done, memory = self.finished(lane, loss, gradient)
+        new, state = self.rule.update(gradient, lane["state"], weights, lane["index"], self.bound(data), hyper)
+        past = dict(lane["past"])
+        if "previous_loss" in past:
+            past["previous_loss"] = loss
+        if "update_norm" in past:
+            size = largest(jax.tree.map(jnp.subtract, new, weights))
+            past["update_norm"] = size.astype(past["update_norm"].dtype)
+        after = {
+            **lane, "weights": new, "state": state, "memory": memory, "past": past, "index": lane["index"] + jnp.int32(1)
+        }
+        # For a sticky rule finite weights prove a finite gradient.
+        sound = finite(new) if self.rule.sticky else finite(new) & finite(gradient)
+        return after, done, sound
+
+    def stride(self, lane: dict[str, Any], data: Any, hyper: Any) -> dict[str, Any]:
+        """One update taken blindly. What ends the problem is written into the weights as NaN, where it stays: one array
+        tells both how the weights are and whether something happened."""
+        after, done, sound = self.look(lane, data, hyper)
+        event = done if self.rule.sticky else done | ~sound
+        first, *others = jax.tree.leaves(after["weights"])
+        marked = [jnp.where(event, jnp.full_like(first, jnp.nan), first), *others]
+        return {**after, "weights": jax.tree.unflatten(jax.tree.structure(after["weights"]), marked)}
+
+    def hold(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+        """After some strides: a problem to which nothing happened goes on, another waits where it stood."""
+        stays = ~finite(after["weights"]) | (before["status"] != RUNNING)
+        kept = jax.tree.map(lambda a, b: jnp.where(stays, b, a), after, before)
+        return {**kept, "status": jnp.where(stays & (before["status"] == RUNNING), jnp.int32(WAITING), before["status"])}
 
     def advance(self, lane: dict[str, Any], last: Any, data: Any, hyper: Any) -> dict[str, Any]:
         """Test the rule at the current weights, then take one update; a problem that is done stays as it is.
@@ -69,43 +121,26 @@ class Program:
         `last` is the update count at which a problem has run all its steps; it is tested once more there.
         An update whose gradient or weights are not finite is not taken: the problem has diverged.
         """
-        weights, index = lane["weights"], lane["index"]
-        loss, gradient = jax.value_and_grad(self.loss)(weights, *data)
-        done, memory = self.finished(lane, loss, gradient)
-        new, state = self.rule.update(gradient, lane["state"], weights, index, self.bound(data), hyper)
-        broken = ~(finite(gradient) & finite(new))
-        exhausted = index >= last
-        status = jnp.where(
+        after, done, sound = self.look(lane, data, hyper)
+        ended = jnp.where(
             done,
-            jnp.int8(CONVERGED),
+            jnp.int32(CONVERGED),
             jnp.where(
-                exhausted, jnp.int8(RAN_ALL_STEPS), jnp.where(broken, jnp.int8(DIVERGED), jnp.int8(RUNNING))
+                lane["index"] >= last, jnp.int32(RAN_ALL_STEPS), jnp.where(sound, jnp.int32(RUNNING), jnp.int32(DIVERGED))
             ),
         )
-        running = lane["status"] == RUNNING
-        moves = running & (status == RUNNING)
-
-        def taken(after: Any, before: Any) -> Any:
-            return jax.tree.map(lambda a, b: jnp.where(moves, a, b), after, before)
-
-        size = largest(jax.tree.map(jnp.subtract, new, weights)).astype(lane["update_norm"].dtype)
-        return {
-            "weights": taken(new, weights),
-            "state": taken(state, lane["state"]),
-            "memory": taken(memory, lane["memory"]),
-            "previous_loss": taken(loss, lane["previous_loss"]),
-            "update_norm": taken(size, lane["update_norm"]),
-            "index": index + moves.astype(index.dtype),
-            "status": jnp.where(running, status, lane["status"]),
-        }
+        status = jnp.where(lane["status"] == RUNNING, ended, lane["status"])
+        moves = status == RUNNING
+        kept = jax.tree.map(lambda a, b: jnp.where(moves, a, b), after, lane)
+        return {**kept, "status": status}
 
     def finished(self, lane: dict[str, Any], loss: Any, gradient: Any) -> tuple[Any, Any]:
         if self.stop is None:
             return jnp.zeros((), bool), ()
-        seen = Step(
-            lane["index"], lane["weights"], loss, gradient, largest(gradient), lane["previous_loss"], lane["update_norm"]
-        )
-        done, memory = self.stop.test(seen, lane["memory"])
+        unknown = jnp.full((), jnp.nan, loss.dtype)
+        past = {"previous_loss": unknown, "update_norm": unknown, **lane["past"]}
+        step = Step(lane["index"], lane["weights"], loss, gradient, largest(gradient), **past)
+        done, memory = self.stop.test(step, lane["memory"])
         return jnp.asarray(done, bool), memory
 
 
