@@ -1,11 +1,18 @@
 """gdjax descends millions of independent weight problems at once and can prove that the answer is right."""
 
-from gdjax import kernel, reference, stop
-from gdjax.batch import random_weights
-from gdjax.device import DeviceInfo, devices, select_device
-from gdjax.minimize import minimize
-from gdjax.plan import Plan
-from gdjax.solution import Solution, Status
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gdjax import kernel, reference, stop
+    from gdjax.batch import random_weights
+    from gdjax.device import DeviceInfo, devices, select_device
+    from gdjax.minimize import minimize
+    from gdjax.plan import Plan
+    from gdjax.solution import Solution, Status
+    from gdjax.verify import verify
 
 __version__ = "0.1.0"
 
@@ -22,4 +29,45 @@ __all__ = [
     "reference",
     "select_device",
     "stop",
+    "verify",
 ]
+
+_MODULES = frozenset({"kernel", "reference", "stop"})
+_HOMES = {
+    "DeviceInfo": "device",
+    "Plan": "plan",
+    "Solution": "solution",
+    "Status": "solution",
+    "devices": "device",
+    "minimize": "minimize",
+    "random_weights": "batch",
+    "select_device": "device",
+    "verify": "verify",
+}
+
+
+class _Package(ModuleType):
+    """Loads a public name when it is first asked for: `gdjax --help` need not wait for JAX.
+
+    `gdjax.minimize` and `gdjax.verify` are functions; importing the modules of the same names must not hide them.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f"gdjax.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'gdjax' has no attribute {name!r}")
+        found = getattr(importlib.import_module(f"gdjax.{_HOMES[name]}"), name)
+        setattr(self, name, found)
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOMES.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

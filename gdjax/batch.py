@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -165,7 +164,7 @@ def hyper_array(name: str, value: Any, dtype: np.dtype) -> Any:
         raise TypeError(f"{name} has dtype {array.dtype}; pass a number or an [N] array of numbers")
     if array.ndim > 1:
         raise ValueError(f"{name} has shape {array.shape}; pass a number, or an [N] array with one per problem")
-    return array.astype(dtype) if array.dtype.kind != "b" else array
+    return array.astype(dtype, copy=False) if array.dtype.kind != "b" else array
 
 
 def check_rate(rate: Any) -> None:
@@ -174,8 +173,8 @@ def check_rate(rate: Any) -> None:
         raise TypeError(
             f"learning_rate is a {type(rate).__name__}; pass a number, an [N] array, a function step -> rate, or 'auto'"
         )
-    bad = ~np.isfinite(array.astype(np.float64)) | (array < 0)
-    if bad.any():
+    if array.size and not (array.min() >= 0 and array.max() < np.inf):  # NaN fails both
+        bad = ~np.isfinite(array.astype(np.float64)) | (array < 0)
         where = "" if array.ndim == 0 else f"[{int(np.argmax(bad))}]"
         value = array.reshape(-1)[int(np.argmax(bad.reshape(-1)))]
         raise ValueError(f"learning_rate{where} is {value}; pass a finite number, zero or more")
@@ -208,29 +207,8 @@ def problem_shapes(tree: Any, flags: Any) -> Any:
     )
 
 
-def check_loss(loss: Callable[..., Any], batch: Batch) -> None:
-    """Trace the loss on one problem's shapes: it must return one real floating point number."""
-    weights = problem_shapes(batch.weights, jax.tree.map(lambda _: True, batch.weights))
-    data = problem_shapes(batch.data, batch.data_flags)
-    shapes = f"weights {brief(weights)}, data {brief(data)}"
-    try:
-        out = jax.eval_shape(loss, weights, *data)
-    except Exception as error:
-        raise ValueError(
-            f"loss raised {type(error).__name__} on the shapes of one problem ({shapes}): {error}"
-        ) from error
-    leaves = jax.tree.leaves(out)
-    if len(leaves) != 1 or not hasattr(out, "shape"):
-        raise ValueError(f"loss returned {len(leaves)} arrays; return one scalar, the loss of one problem")
-    if out.shape != ():
-        raise ValueError(
-            f"loss returned shape {out.shape} on one problem ({shapes}); return a scalar, with jnp.mean or jnp.sum"
-        )
-    if not jax.numpy.issubdtype(out.dtype, np.floating):
-        raise TypeError(f"loss returned dtype {out.dtype}; return a real floating point number")
-
-
 def brief(tree: Any) -> str:
+    """Dtypes and shapes of a pytree, as in `{w: float32[3], b: float32[]}`."""
     return str(jax.tree.map(lambda leaf: f"{leaf.dtype.name}{list(leaf.shape)}", tree)).replace("'", "")
 
 

@@ -88,10 +88,10 @@ def error_bound(
             + (1 + u)·λ·(|r| + |x| + R + A) + λ             the first one's λ times the third factor
         E_{k+1} = |1 − r·x²|·E_k + C + u·(|w_{k+1}| + |1 − r·x²|·E_k + C) + λ
 
-    a running error bound (Higham, section 3.3) that takes its magnitudes from the exact descent. Operands that
-    a flushing device drops on input count as lost whole. For the residual loss R is 1, A is 0 and the distance
-    is not contracted. Where an intermediate may pass the largest number the bound is infinite: nothing is
-    promised about a problem that overflows.
+    a running error bound (Higham, section 3.3) that takes its magnitudes from the exact descent. Operands
+    that a flushing device drops on input count as lost whole. For the residual loss R is 1, A is 0 and the
+    distance is not contracted. Where an intermediate may pass the largest number the bound is infinite:
+    nothing is promised about a problem that overflows.
 
     Args:
         w, x, t, learning_rate: the problems, `[N]` each (the rate may be a number), of the kernel's dtype.

@@ -62,7 +62,7 @@ def agreement(trial: Trial) -> Outcome:
     count = trial.fits(5_000 if trial.quick else 100_000, steps, 1.0 if trial.quick else 3.0)
     problems = ordinary(trial.dtype, count, trial.rng())
     got = trial.run(problems, steps)
-    _find_rounding(trial)
+    find_rounding(trial)
     expected = trial.expected(problems, steps)
     apart = ulps_apart(got, expected)
     figures = {
@@ -93,7 +93,7 @@ def _equal_bits(trial: Trial, problems: Problems, got: Array, how: Rounding) -> 
     return int(np.count_nonzero(same_bits(got, trial.expected(problems, STEPS, how))))
 
 
-def _find_rounding(trial: Trial) -> None:
+def find_rounding(trial: Trial) -> None:
     """Ordinary problems tell the fused operations and the order, extreme ones the flushing and the fate of
     a step that is not finite."""
     problems, steps = ordinary(trial.dtype, 400, trial.rng()), 6

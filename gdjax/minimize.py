@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -56,7 +58,8 @@ def minimize(
         record: not yet implemented; None.
         device: `"auto"`, `"cpu"`, `"gpu"`, `"tpu"`, `"gpu:1"`, a `jax.Device`, a list of them, or a mesh.
         dtype: bring all floating arrays to this dtype; None keeps the dtypes that came in, float64 included.
-        plan: `"auto"`, or a `gdjax.plan.Plan`.
+        plan: `"auto"` (a remembered plan, a sound default, or for long runs one that is measured first), `"measure"`
+            (measure now and remember), or a `gdjax.Plan`. The results are the same under all of them.
         resume: the `state` of an earlier solution, whose weights are passed as `weights`, to go on from there.
         progress: not yet implemented; False.
         callback: not yet implemented; None.
@@ -65,9 +68,12 @@ def minimize(
         A `Solution` with the final weights, loss, gradient norm, steps and status of every problem. A problem whose
         gradient or weights stop being finite ends as `DIVERGED` at its last finite weights; its neighbours go on. So
         does one whose loss is not finite at the end; between steps the loss is looked at only where a rule asks for it.
+        Its arrays are `jax.Array`s; 64-bit ones are NumPy arrays while `jax_enable_x64` is off, since the next JAX
+        operation would narrow them.
 
     Raises:
-        ValueError: shapes, lengths, rates or steps that do not fit, an unknown device, a loss that fails or is no scalar.
+        ValueError: shapes, lengths, rates or steps that do not fit, an unknown device, a loss that fails or is no scalar,
+            an optimizer, schedule or stop rule that fails or returns something of the wrong shape.
         TypeError: weights that are not real floating point, arguments of the wrong kind.
         NotImplementedError: an argument that does nothing yet.
 
@@ -89,8 +95,8 @@ def minimize(
         check_resume(resume, program, batch.count)
         session = SESSIONS.get(program, batch, devices)
         out = session.run(batch, count, chosen_plan(plan), resume)
-        given = dev.give((out.weights, out.loss, out.gradient_norm, out.steps, out.status), devices[0])
-        return Solution(*given, None, out.state, out.plan, dev.label(devices))
+    given = dev.give((out.weights, out.loss, out.gradient_norm, out.steps, out.status), devices[0])
+    return Solution(*given, None, out.state, out.plan, dev.label(devices))
 
 
 def not_yet(**arguments: Any) -> None:
@@ -133,12 +139,42 @@ def choose_rule(learning_rate: Any, optimizer: Any, hyperparams: Any) -> tuple[R
             )
         return Transformation(optimizer), {}
     if not callable(optimizer):
+        example = optimizer if isinstance(optimizer, str) and optimizer.isidentifier() else "adam"
         raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}; pass an optax-style init/update pair or a function that makes one"
+            f"optimizer is a {type(optimizer).__name__}; pass an optax-style init/update pair or a function that makes one, "
+            f"such as optax.{example} with hyperparams={{'learning_rate': 0.1}}"
         )
+    check_hyperparams(optimizer, hyper)
     constants = {k: v for k, v in hyper.items() if isinstance(v, (bool, int, float, str, type(None)))}
     arrays = {k: v for k, v in hyper.items() if k not in constants}
     return Transformation(optimizer, tuple(sorted(constants.items()))), arrays
+
+
+def check_hyperparams(optimizer: Callable[..., Any], hyper: dict[str, Any]) -> None:
+    """The function that makes the optimizer must take these names, and need no others."""
+    try:
+        parameters = inspect.signature(optimizer).parameters.values()
+    except (TypeError, ValueError):  # some callables do not tell
+        return
+    name = getattr(optimizer, "__name__", type(optimizer).__name__)
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    taken = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = [p.name for p in parameters if p.name in taken and p.default is p.empty]
+    missing = [wanted for wanted in needed if wanted not in hyper]
+    unknown = [given for given in hyper if given not in taken]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        unknown = []
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], taken, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"hyperparams has {unknown[0]!r}, which optimizer {name} does not take{hint} It takes: {', '.join(taken)}"
+        )
+    if missing:
+        example = ", ".join(f"{wanted!r}: ..." for wanted in missing)
+        raise ValueError(
+            f"optimizer {name} needs {' and '.join(missing)}; pass hyperparams={{{example}}}, numbers or [N] arrays"
+        )
 
 
 def plain_descent(rate: Any) -> tuple[Rule, dict[str, Any]]:
@@ -152,12 +188,12 @@ def plain_descent(rate: Any) -> tuple[Rule, dict[str, Any]]:
     return Descent(), {"learning_rate": rate}
 
 
-def chosen_plan(plan: Any) -> Plan | None:
+def chosen_plan(plan: Any) -> Plan | str | None:
     if isinstance(plan, str) and plan == "auto":
         return None
-    if isinstance(plan, Plan):
+    if isinstance(plan, Plan) or (isinstance(plan, str) and plan == "measure"):
         return plan
-    raise TypeError(f"plan is {plan!r}; pass 'auto' or a gdjax.plan.Plan")
+    raise TypeError(f"plan is {plan!r}; pass 'auto', 'measure' or a gdjax.Plan")
 
 
 def check_resume(state: Any, program: Program, count: int) -> None:

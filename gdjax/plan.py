@@ -110,6 +110,10 @@ def default(kind: Kind, device: jax.Device, count: int) -> Plan:
 
 def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
     """The plan of a batch with a stop rule: smaller blocks, since rounds grow narrow, and looks every few steps."""
+    if dev.is_host(device) and kind.elementwise and SMALL < count <= 4096:
+        return Plan("lanes", SMALL, 4096 // SMALL, 8)
+    if dev.is_host(device) and kind.elementwise and SMALL < count <= 1 << 16:
+        return Plan("lanes", 1024, 16, 8)
     plan = default(kind, device, min(count, (1 << 17) - 1))
     chunk = 8 if kind.elementwise else 1
     return dataclasses.replace(plan, tiles=min(plan.tiles, 8), chunk=chunk)
@@ -117,7 +121,7 @@ def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
 
 def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:
     """The vmap plan. Its tile follows from the problem and the device alone: another shape might get other bits."""
-    tile = 3072 if kind.shared else power_below(64 * 1024 / kind.bytes, VECTOR, 256)
+    tile = 384 if kind.shared else power_below(64 * 1024 / kind.bytes, VECTOR, 256)
     if not dev.is_host(device):
         tile = 1 << 14
     tiles = power_below(BLOCK_BYTES / (tile * kind.bytes), 1, 1024) if count > tile else 1

@@ -14,7 +14,9 @@ import numpy as np
 
 from gdjax import device as dev
 from gdjax import plan as plans
-from gdjax.batch import Batch, check_loss
+from gdjax import tuning
+from gdjax.batch import Batch, problem_shapes
+from gdjax.dryrun import check_program
 from gdjax.engine import fixed, refill, rounds
 from gdjax.engine.feed import Block, compile_block, run_block
 from gdjax.engine.lanes import UnsupportedError
@@ -27,6 +29,9 @@ log = logging.getLogger("gdjax")
 
 KEPT = 64
 """Kinds of problem whose compiled programs are kept."""
+
+SAMPLE, SAMPLE_STEPS = 1 << 19, 24
+"""Problems and steps on which plans are measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +55,26 @@ class Session:
         self.devices = tuple(devices)
         self.blocks: dict[Any, Block] = {}
         self.refused: str | None = None
+        self.best: Plan | None = None
+        self.recalled = False
         self.lock = threading.Lock()
 
-    def run(self, batch: Batch, steps: int, plan: Plan | None, state: State | None) -> Outcome:
+    def run(self, batch: Batch, steps: int, plan: Plan | str | None, state: State | None) -> Outcome:
+        """All problems to their end; `plan` None: as remembered, or a sound default; `"measure"`: measured first."""
+        measure, given = plan == "measure", plan if isinstance(plan, Plan) else None
         if self.program.stop is None:
-            return self.run_fixed(batch, steps, plan, state)
-        return self.run_until(batch, steps, plan, state)
+            return self.run_fixed(batch, steps, given, state, measure)
+        return self.run_until(batch, steps, given, state)
 
-    def run_fixed(self, batch: Batch, steps: int, plan: Plan | None, state: State | None) -> Outcome:
+    def run_fixed(
+        self, batch: Batch, steps: int, plan: Plan | None, state: State | None, measure: bool = False
+    ) -> Outcome:
         start = state.total if state else 0
         inputs = fixed.Inputs(batch.weights, state.carried if state else None, batch.data, batch.hyper)
         kept_flags = unhashed(state.flags, state.carried) if state else None
         flags = fixed.Inputs(own(batch.weights), kept_flags, batch.data_flags, batch.hyper_flags)
+        if plan is None:
+            plan = self.tuned(inputs, flags, batch.count, steps, measure)
         block = self.block(fixed.tile, inputs, flags, batch.count, plan)
         out = run_block(block, inputs, flags, batch.count, start, steps)
         loss = np.asarray(out.loss)
@@ -74,6 +87,35 @@ class Session:
         if state is not None:
             broken |= np.asarray(state.status) == DIVERGED
         return self.replay(batch, steps, state, result, np.flatnonzero(broken)) if broken.any() else result
+
+    def tuned(self, inputs: Any, flags: Any, count: int, steps: int, always: bool = False) -> Plan | None:
+        """The plan remembered for large batches of this kind, measured first where the run is long; None: the default."""
+        kind, device = plans.kind_of(inputs, flags), self.devices[0]
+        default = plans.default(kind, device, count)
+        if self.refused is not None or not dev.is_host(device) or (default.tiles == 1 and not always):
+            return None
+        measure = always or tuning.worth_measuring(kind, device, count, steps)
+        if self.best is None and (measure or not self.recalled):
+            name = self.tuning_name(inputs, flags)
+            self.best, self.recalled = tuning.recall(name), True
+            if self.best is None and measure:
+                sample = fixed.Inputs(*cut_tree(inputs, flags, SAMPLE))
+                size = min(count, SAMPLE)
+
+                def run(plan: Plan) -> None:
+                    run_block(self.block(fixed.tile, sample, flags, size, plan), sample, flags, size, 0, SAMPLE_STEPS)
+
+                self.best = tuning.fastest(tuning.candidates(kind, default), run)
+                tuning.remember(name, self.best)
+        return self.best
+
+    def tuning_name(self, inputs: Any, flags: Any) -> str:
+        one = problem_shapes((inputs.weights, inputs.data, inputs.hyper), (flags.weights, flags.data, flags.hyper))
+        weights, data, hyper = one
+        state = jax.eval_shape(self.program.init, weights, data, hyper)
+        scalar = jax.ShapeDtypeStruct((), np.int32)
+        healthy = jax.ShapeDtypeStruct((), bool)
+        return tuning.key(self.program.step, (weights, state, healthy, scalar, data, hyper), self.devices[0])
 
     def replay(self, batch: Batch, steps: int, state: State | None, result: Outcome, which: np.ndarray) -> Outcome:
         """Run the problems that broke again, step by step, to end each at its last finite weights."""
@@ -143,12 +185,14 @@ class Session:
             lane = run("begin", inputs, flags, batch.count, start, 0)
         lane_flags = refill.Running(own(lane), batch.data_flags, batch.hyper_flags)
         seated = refill.Running(lane, batch.data, batch.hyper)
-        if self.program.stop is None or batch.count <= plans.SMALL or not dev.is_host(self.devices[0]):
+        if self.program.stop is None or not dev.is_host(self.devices[0]):
             ended = run("finish", seated, lane_flags, batch.count, start, steps)
             return ended, ran[-1]
         stride = self.block(refill.sprint, seated, lane_flags, batch.count, plan).plan.chunk
         stride = stride if stride > 1 else rounds.STRIDE
-        return rounds.rounds(run, seated, lane_flags, start, steps, stride), ran[0]
+        few = batch.count * plans.kind_of(seated, lane_flags).bytes <= rounds.FEW_BYTES
+        drive = rounds.straight if few else rounds.rounds
+        return drive(run, seated, lane_flags, start, steps, stride), ran[0]
 
     def block(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
         """The compiled block for these inputs, in lanes where the problem has a lane form."""
@@ -199,7 +243,7 @@ class Sessions:
             if key in self.kept:
                 self.kept.move_to_end(key)
                 return self.kept[key]
-        check_loss(program.loss, batch)
+        check_program(program, batch)
         session = Session(program, devices)
         with self.lock:
             self.kept[key] = session
@@ -237,6 +281,10 @@ def cut(batch: Batch, which: Any) -> Batch:
         hyper={k: pick(v, batch.hyper_flags[k]) for k, v in batch.hyper.items()},
         count=len(jax.tree.leaves(weights)[0]),
     )
+
+
+def cut_tree(tree: Any, flags: Any, count: int) -> Any:
+    return jax.tree.map(lambda leaf, flag: np.asarray(leaf)[:count] if flag else leaf, tree, flags)
 
 
 def join(parts: list[Ended]) -> Ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,7 +106,7 @@ def on_host(
         dev.aligned_empty((count, *s.shape[1:]), s.dtype) if flag else None
         for s, flag in zip(block.out_shapes, block.out_own, strict=True)
     ]
-    lanes = dev.workers(block.devices[0]) * 1 if len(block.devices) == 1 else len(block.devices)
+    lanes = dev.workers(block.devices[0]) if len(block.devices) == 1 else len(block.devices)
     scalars = np.int32(start), np.int32(steps)
 
     def run(job: tuple[Any, tuple[int, int]]) -> None:
@@ -127,9 +128,14 @@ def on_host(
         for job in jobs:
             run(job)
     else:
-        with ThreadPoolExecutor(min(lanes, len(jobs))) as pool:
-            list(pool.map(run, jobs))
+        list(crew(lanes).map(run, jobs))
     return outputs
+
+
+@functools.cache
+def crew(lanes: int) -> ThreadPoolExecutor:
+    """The threads that run blocks side by side, kept between calls."""
+    return ThreadPoolExecutor(lanes, thread_name_prefix="gdjax")
 
 
 def window(array: np.ndarray, first: int, last: int, size: int, count: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The rounds of a batch with a stop rule: sprint, take out who waits, close the gaps, sprint on.
 
 All problems of a slab begin together, so those still running have taken the same number of updates. A round is a fixed
-share of the updates taken so far: a lane that waits is idle for at most that share of its own work, and the number of
-rounds grows with the logarithm of the steps.
+share of the updates taken so far, twice as long for every round in which nobody ended: a lane that waits is idle for at
+most that share of its own work, and the number of rounds grows with the logarithm of the steps.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ SHARE = 5
 STRIDE = 8
 """Updates per look at whether anything happened."""
 
+FEW_BYTES = 128 * 1024
+"""Problems whose lanes and data are no larger run straight to their end."""
+
 FIRST = 2
 """Looks in the first round."""
 
@@ -38,9 +41,10 @@ def rounds(run: Run, seats: Running, flags: Running, start: int, steps: int, str
     whole, count = seats, len(seats.lane["status"])
     kept = jax.tree.map(lambda leaf: aligned_empty(leaf.shape, leaf.dtype), seats.lane)
     where = np.arange(count)
-    age = 0
+    age = quiet = 0
     while len(where) and steps - age >= stride:
-        looks = min(max(FIRST, age // (SHARE * stride)), (steps - age) // stride)
+        looks = max(FIRST, min(age, age * 2**quiet // SHARE) // stride)
+        looks = min(looks, (steps - age) // stride)
         lane = run("sprint", seats, flags, len(where), looks, stride)
         age += looks * stride
         going = lane["status"] == RUNNING
@@ -48,12 +52,24 @@ def rounds(run: Run, seats: Running, flags: Running, start: int, steps: int, str
         if len(stay) < len(where):
             waits = np.flatnonzero(~going)
             write(kept, jax.tree.map(lambda leaf, waits=waits: leaf[waits], lane), where[waits])
-            seats, where = select(seats._replace(lane=lane), flags, stay), where[stay]
+            seats, where, quiet = select(seats._replace(lane=lane), flags, stay), where[stay], 0
         else:
-            seats = seats._replace(lane=lane)
+            seats, quiet = seats._replace(lane=lane), quiet + 1
     write(kept, seats.lane, where)
-    status = np.where(kept["status"] == WAITING, np.int32(RUNNING), kept["status"])
-    return run("finish", whole._replace(lane={**kept, "status": status}), flags, count, start, steps)
+    return run("finish", whole._replace(lane=awake(kept)), flags, count, start, steps)
+
+
+def straight(run: Run, seats: Running, flags: Running, start: int, steps: int, stride: int) -> Ended:
+    """The same for few problems: one sprint to the end, where rounds would cost more than the lanes they free."""
+    count, looks = len(seats.lane["status"]), steps // stride
+    if looks:
+        seats = seats._replace(lane=awake(run("sprint", seats, flags, count, looks, stride)))
+    return run("finish", seats, flags, count, start, steps)
+
+
+def awake(lane: Any) -> Any:
+    """Lanes that wait, made to run again: they take their last steps one by one."""
+    return {**lane, "status": np.where(lane["status"] == WAITING, np.int32(RUNNING), lane["status"])}
 
 
 def select(tree: Any, flags: Any, which: np.ndarray) -> Any:
