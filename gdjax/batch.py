@@ -27,9 +27,7 @@ class Batch:
     x64: bool
 
 
-def prepare(
-    weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype: Any, names: dict[str, str] | None = None
-) -> Batch:
+def prepare(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype: Any) -> Batch:
     """The batch of what was passed to `minimize`; raises ValueError or TypeError naming what does not fit."""
     if not isinstance(data, tuple):
         raise TypeError(
@@ -42,7 +40,7 @@ def prepare(
     if not leaves:
         raise ValueError("weights has no arrays; pass a pytree whose leaves are arrays [N, ...]")
     for name, leaf in leaves:
-        check_weight(name, leaf)
+        check_weight(name, leaf, weights)
     converted = tuple(convert(d, f"data[{i}]", target) for i, d in enumerate(data))
     flags = spread_axes(in_axes, converted)
     converted = tuple(problem_axis_first(d, f, i) for i, (d, f) in enumerate(zip(converted, flags, strict=True)))
@@ -51,6 +49,8 @@ def prepare(
     hyper = {k: hyper_array(k, v, common) for k, v in hyper.items()}
     hyper_own = {k: v.ndim > 0 for k, v in hyper.items()}
     count = check_lengths(leaves, converted, own, hyper, hyper_own)
+    if all(leaf.size == 0 for _, leaf in leaves):
+        raise ValueError(f"{leaves[0][0]} has shape {leaves[0][1].shape}: no weights; pass at least one per problem")
     everything = [leaf for _, leaf in leaves] + jax.tree.leaves(converted) + list(hyper.values())
     x64 = any(leaf.dtype.name in WIDE or leaf.dtype.name in ("int64", "uint64") for leaf in everything)
     return Batch(weights, converted, hyper, own, hyper_own, count, x64)
@@ -101,7 +101,14 @@ def named_leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
     return [(name + jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def check_weight(name: str, leaf: Any) -> None:
+def list_hint(tree: Any) -> str:
+    """What to say of a leaf without axes, where it may be an entry of a list that was meant as an array."""
+    if isinstance(tree, list) or (isinstance(tree, dict) and any(isinstance(entry, list) for entry in tree.values())):
+        return "; a list is a pytree of its entries: where one array is meant, pass np.array(...) of the list"
+    return ""
+
+
+def check_weight(name: str, leaf: Any, weights: Any) -> None:
     if not jax.numpy.issubdtype(leaf.dtype, np.floating):
         kind = "complex" if leaf.dtype.kind == "c" else "integer" if leaf.dtype.kind in "iu" else leaf.dtype.name
         raise TypeError(
@@ -111,7 +118,7 @@ def check_weight(name: str, leaf: Any) -> None:
     if leaf.ndim == 0:
         raise ValueError(
             f"{name} is a single number, without a problem axis; every leaf of weights is [N, ...], N problems in front: "
-            f"pass {name}[None] for one problem"
+            f"pass {name}[None] for one problem{list_hint(weights)}"
         )
 
 
@@ -151,7 +158,7 @@ def problem_axis_first(entry: Any, axes: Any, index: int) -> Any:
         if not -leaf.ndim <= axis < leaf.ndim:
             raise ValueError(
                 f"{name} has shape {tuple(leaf.shape)}, without axis {axis} for the problems; pass it with a problem axis, "
-                f"or in_axes=None for it if all problems share it"
+                f"or in_axes=None for it if all problems share it{list_hint(entry)}"
             )
         moved.append(leaf if axis == 0 else np.moveaxis(np.asarray(leaf), axis, 0))
     return jax.tree.unflatten(treedef, moved)

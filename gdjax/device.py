@@ -211,11 +211,18 @@ def label(chosen: Sequence[jax.Device]) -> str:
 
 
 def give(tree: Any, home: jax.Device) -> Any:
-    """Results as `jax.Array`s on `home`, without a copy where they are there already."""
-    leaves, treedef = jax.tree.flatten(tree)
-    if not all(isinstance(leaf, jax.Array) for leaf in leaves):
-        leaves = jax.device_put(leaves, home)
-    return jax.tree.unflatten(treedef, leaves)
+    """Results as `jax.Array`s on `home`, without a copy where they are there already.
+
+    64-bit leaves become NumPy arrays while `jax_enable_x64` is off: the first operation on such a `jax.Array` would narrow
+    it without a word.
+    """
+
+    def place(leaf: Any) -> Any:
+        if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+            return np.asarray(leaf)
+        return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, home)
+
+    return jax.tree.map(place, tree)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

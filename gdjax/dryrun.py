@@ -41,7 +41,7 @@ def named(argument: str, where: str, mend: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{argument} raised {type(error).__name__} {where}: {error}{mend}") from error
+        raise ValueError(f"{argument} raised {type(error).__name__} {where}: {str(error).rstrip('.')}{mend}") from error
 
 
 def returned(argument: str, where: str, mend: str, function: Callable[..., Any], *shapes: Any) -> Any:
@@ -90,7 +90,7 @@ def check_rate(program: Program, weights: Any, data: Any, hyper: Any) -> None:
     assert isinstance(program.rule, Descent)
     if program.rule.schedule is not None:
         mend = "; a schedule takes the number of updates so far, an int32 scalar, and returns the rate"
-        rate = returned("learning_rate", "on the step number", mend, program.rule.schedule, INDEX)
+        rate = returned("learning_rate, a schedule,", "on the step number", mend, program.rule.schedule, INDEX)
         if not is_scalar(rate, np.floating, np.integer):
             raise ValueError(f"learning_rate, a schedule, returned {described(rate)}; return one real number, the rate")
     if program.rule.auto:

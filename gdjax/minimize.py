@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -130,6 +129,8 @@ def choose_rule(learning_rate: Any, optimizer: Any, hyperparams: Any) -> tuple[R
         if hyperparams:
             raise ValueError("hyperparams go with optimizer; with learning_rate leave them out")
         return plain_descent(learning_rate)
+    if not isinstance(hyperparams, Mapping | None):
+        raise TypeError(f"hyperparams is a {type(hyperparams).__name__}; pass a dict of numbers or [N] arrays by name")
     hyper = dict(hyperparams or {})
     if is_pair(optimizer):
         if hyper:
@@ -157,18 +158,12 @@ def check_hyperparams(optimizer: Callable[..., Any], hyper: dict[str, Any]) -> N
     except (TypeError, ValueError):  # some callables do not tell
         return
     name = getattr(optimizer, "__name__", type(optimizer).__name__)
-    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
     taken = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    needed = [p.name for p in parameters if p.name in taken and p.default is p.empty]
-    missing = [wanted for wanted in needed if wanted not in hyper]
+    missing = [p.name for p in parameters if p.name in taken and p.default is p.empty and p.name not in hyper]
     unknown = [given for given in hyper if given not in taken]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        unknown = []
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], taken, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise ValueError(
-            f"hyperparams has {unknown[0]!r}, which optimizer {name} does not take{hint} It takes: {', '.join(taken)}"
+            f"hyperparams has {unknown[0]!r}, which optimizer {name} does not take; it takes {', '.join(taken) or 'none'}"
         )
     if missing:
         example = ", ".join(f"{wanted!r}: ..." for wanted in missing)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from gdjax.files import replacing
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,11 @@ class Report:
         content = {"passed": self.passed} | asdict(self)
         content["checks"] = [asdict(check) | {"verdict": check.verdict} for check in self.checks]
         return json.dumps(_plain(content), indent=1, allow_nan=False, ensure_ascii=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON to a file, whole or not at all."""
+        with replacing(path) as file:
+            file.write(self.to_json().encode() + b"\n")
 
     @property
     def heading(self) -> str:

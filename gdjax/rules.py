@@ -116,7 +116,8 @@ def curvature_rate(weights: Any, loss: Callable[[Any], Any]) -> Any:
         total = sum(jnp.sum(jnp.square(d.astype(dtype))) for d in direction)
         return jnp.sqrt(jnp.asarray(total, dtype))
 
-    dtype = jnp.result_type(*(leaf.dtype for leaf in leaves))
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*(leaf.dtype for leaf in leaves))
     tiny = jnp.finfo(dtype).tiny
 
     def iterate(carry: tuple[list[Any], Any], _: None) -> tuple[tuple[list[Any], Any], None]:

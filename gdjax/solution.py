@@ -46,6 +46,9 @@ class State:
 class Solution:
     """The answers to a batch of N problems; a pytree of arrays with the problem axis in front.
 
+    The arrays are `jax.Array`s on the device that ran, save 64-bit ones while `jax_enable_x64` is off: those are NumPy
+    arrays, since JAX would narrow them to 32 bits at the first operation on them.
+
     Attributes:
         weights: a pytree like the start weights, leaves `[N, ...]`, in their dtype. For a diverged problem, the last
             weights that were finite.

@@ -54,8 +54,14 @@ class StopRule:
     def __or__(self, other: Any) -> StopRule:
         return Joined(jnp.logical_or, "|", self, as_rule(other))
 
+    def __ror__(self, other: Any) -> StopRule:
+        return as_rule(other) | self
+
     def __and__(self, other: Any) -> StopRule:
         return Joined(jnp.logical_and, "&", self, as_rule(other))
+
+    def __rand__(self, other: Any) -> StopRule:
+        return as_rule(other) & self
 
     def _key(self) -> Any:
         return id(self)
@@ -141,11 +147,17 @@ def as_rule(rule: Any) -> StopRule:
 def largest(tree: Any) -> Any:
     """Largest absolute entry over a whole pytree; NaN if any entry is."""
     leaves = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree) if leaf.size]
-    result = leaves[0]
+    dtype = widest(leaves)
+    result = leaves[0].astype(dtype)
     for leaf in leaves[1:]:
-        dtype = jnp.promote_types(result.dtype, leaf.dtype)
-        result = jnp.maximum(result.astype(dtype), leaf.astype(dtype))
+        result = jnp.maximum(result, leaf.astype(dtype))
     return result
+
+
+def widest(tree: Any) -> Any:
+    """The dtype that holds those of all leaves, also where the user forbids implicit promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(tree)))
 
 
 def _gradient_norm(step: Step) -> Any:

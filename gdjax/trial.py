@@ -93,6 +93,7 @@ class Trial:
         claim: "bits" or "bound".
         quick: fewer and smaller batches.
         seed: of all random problems.
+        patience: seconds that the largest batch may take.
         rounding: the rounding that the kernel was found to follow, if any.
         keeps_finite: a step to weights that are not finite is not taken (rather than carried on with).
         result_dtype: of what the kernel returns; wider than dtype for one that computes in Python floats.
@@ -107,6 +108,7 @@ class Trial:
     claim: str = "bits"
     quick: bool = False
     seed: int = 0
+    patience: float = 30.0
     rounding: Rounding | None = None
     keeps_finite: bool = False
     result_dtype: np.dtype = field(init=False)

@@ -6,6 +6,9 @@ itself may run a batch, and returns a `Report`.
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,6 +57,7 @@ def verify(
     seed: int = 0,
     quick: bool = False,
     claim: str = "bits",
+    patience: float = 30.0,
 ) -> Report:
     """Check a kernel against the reference, exact arithmetic and everything that batches get wrong.
 
@@ -70,6 +74,8 @@ def verify(
         claim: "bits": the kernel claims to round as one of the declared roundings does, bit for bit, and to
             flush subnormals only where its device does. "bound": it claims the error bound only; the distance
             in ULP is reported.
+        patience: seconds that the batch of more than 2³¹ bytes per array may take; it is left out if it would
+            take longer, or if there is too little memory.
 
     Returns:
         A `Report`: print it, test `.passed`, keep `.to_json()`.
@@ -105,7 +111,7 @@ def verify(
     found: list[Check] = []
     for name in names:
         tested = kernel if kernel is not None else selfcheck.kernel_of(loss, chosen)
-        trial = Trial(tested, loss, FORMATS[name].dtype, chosen, claim, quick, seed)
+        trial = Trial(tested, loss, FORMATS[name].dtype, chosen, claim, quick, seed, patience)
         for label, check in CHECKS + (OWN_CHECKS if kernel is None else ()):
             if check is hazards.huge and name != names[0]:
                 continue  # bytes are bytes, and it takes its time
@@ -138,3 +144,28 @@ def _line(name: str, check: Callable[[Trial], checks.Outcome], trial: Trial) -> 
     except KernelError as error:
         outcome = checks.Outcome(False, str(error))
     return Check(name, trial.dtype.name, *outcome)
+
+
+def load_kernel(name: str) -> Kernel:
+    """The kernel named "module:function"; modules in the working folder are found too.
+
+    Raises:
+        ValueError: if there is no such module, no such function, or it cannot be called.
+
+    >>> load_kernel("math:hypot").__name__
+    'hypot'
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise ValueError(f"kernel {name!r} must be module:function, such as my_kernels:descend")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        kernel = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise ValueError(f"kernel {name!r}: cannot import {module_name!r}: {error}") from error
+    except AttributeError:
+        raise ValueError(f"kernel {name!r}: module {module_name!r} has no {attribute!r}") from None
+    if not callable(kernel):
+        raise ValueError(f"kernel {name!r} is a {type(kernel).__name__}, not a function")
+    return kernel

@@ -126,7 +126,6 @@ def test_hyperparameters_with_a_finished_pair():
         call(learning_rate=None, optimizer=optax.adam(0.1), hyperparams={"b1": 0.9})
 
 
-@pytest.mark.xfail(strict=True, reason="rules and stop rules are not tried on one problem's shapes (bugs.md B5)")
 @pytest.mark.parametrize(("changes", "fragments"), [
     ({"learning_rate": None, "optimizer": lambda rate: None, "hyperparams": {}}, ["optimizer", "rate"]),
     ({"stop": lambda s: s.weights[0] < 1}, ["stop"]),

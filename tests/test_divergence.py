@@ -62,10 +62,12 @@ def test_one_batch_with_three_bad_problems(dtype, shape, rule):
     at_rest = Status.RAN_ALL_STEPS if rule is None else Status.CONVERGED
     assert (status[ZERO_INPUT], steps[ZERO_INPUT]) == (at_rest, STEPS if rule is None else 0)
     assert same_bits(weights[ZERO_INPUT], w[ZERO_INPUT])
-    assert out.gradient_norm[ZERO_INPUT] == 0
+    assert np.asarray(out.gradient_norm)[ZERO_INPUT] == 0
 
-    assert set(status[GOOD]) == {int(Status.RAN_ALL_STEPS)}
-    assert set(steps[GOOD]) == {STEPS}
+    # With the stop rule a problem may find its minimum exactly.
+    ended = status[GOOD] == Status.RAN_ALL_STEPS if rule is None else status[GOOD] != Status.DIVERGED
+    assert np.all(ended)
+    assert np.all(steps[GOOD][status[GOOD] == Status.RAN_ALL_STEPS] == STEPS)
     alone = gdjax.minimize(
         kernel.squared_loss, w[GOOD], (x[GOOD], t[GOOD]), learning_rate=rates[GOOD], steps=STEPS, stop=rule
     )
@@ -92,7 +94,7 @@ def test_bad_problems_under_optax(make, rule):
     assert np.all(np.isfinite(np.asarray(out.weights)))
     assert (status[NAN_DATA], out.steps[NAN_DATA]) == (Status.DIVERGED, 0)
     assert status[HUGE_RATE] == Status.DIVERGED
-    assert set(status[GOOD]) == {int(Status.RAN_ALL_STEPS)}
+    assert np.all(status[GOOD] != Status.DIVERGED)
     assert same_bits(answers(solve(GOOD)), pick(answers(out), GOOD))
 
 
@@ -122,7 +124,7 @@ def test_a_gradient_that_is_not_finite_where_the_loss_is(rule):
     """√|w| has no derivative at 0: the second problem breaks before its first update."""
     out = gdjax.minimize(lambda w: jnp.sqrt(jnp.abs(w)), np.array([1.0, 0.0]), learning_rate=0.1, steps=3, stop=rule)
     assert out.status[1] == Status.DIVERGED
-    assert (out.weights[1], out.steps[1]) == (0, 0)
+    assert (np.asarray(out.weights)[1], out.steps[1]) == (0, 0)
     assert (out.status[0], out.steps[0]) == (Status.RAN_ALL_STEPS, 3)
 
 

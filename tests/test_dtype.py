@@ -124,7 +124,7 @@ def test_half_precision(dtype, rule):
     out = gdjax.minimize(kernel.squared_loss, w, (x, t), learning_rate=0.125, steps=20, stop=rule)
     assert out.weights.dtype == out.loss.dtype == out.gradient_norm.dtype == dtype
     full = gdjax.minimize(kernel.squared_loss, W, (X, T), learning_rate=0.125, steps=20)
-    tol = 0.02 if dtype is np.float16 else 0.1
+    tol = 0.02 if dtype is np.float16 else 0.2  # bfloat16 stops moving where r·g is under half a unit of w
     if rule is None:
         np.testing.assert_allclose(np.asarray(out.weights).astype(np.float64), full.weights, atol=tol)
 

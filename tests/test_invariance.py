@@ -108,8 +108,8 @@ PLANS = [
     Plan(kernel="lanes", tile=64, tiles=1, chunk=1),
     Plan(kernel="lanes", tile=32, tiles=5, chunk=4),
     Plan(kernel="lanes", tile=256, tiles=2, chunk=2),
-    Plan(kernel="lanes", tile=1, tiles=64, chunk=1),
-    Plan(kernel="lanes", tile=8, tiles=3, chunk=16),
+    Plan(kernel="lanes", tile=96, tiles=1, chunk=3),
+    Plan(kernel="lanes", tile=512, tiles=1, chunk=16),
 ]
 
 

@@ -48,6 +48,20 @@ def test_loss_and_gradient_norm_are_those_at_the_final_weights():
         np.testing.assert_allclose(out.gradient_norm, norm, rtol=1e-12)
 
 
+@pytest.mark.parametrize("stop", [None, gdjax.stop.gradient_below(0.0)], ids=["all steps", "stop rule"])
+def test_loss_and_gradient_norm_are_per_problem_whatever_is_shared(stop):
+    """The residual's gradient, −x, is the same for all problems where x is; a constant loss is the same for all."""
+    w = np.ones(3, np.float32)
+    shared = (np.float32(2), np.float32(4))
+    out = gdjax.minimize(kernel.residual_loss, w, shared, in_axes=None, learning_rate=0.1, steps=1, stop=stop)
+    assert out.gradient_norm.tolist() == [2.0] * 3
+    assert out.weights.tolist() == [np.float32(1.2)] * 3
+    constant = gdjax.minimize(lambda w: jnp.float32(3.0), w, learning_rate=0.1, steps=1, stop=stop)
+    assert constant.loss.tolist() == [3.0] * 3
+    assert constant.gradient_norm.tolist() == [0.0] * 3
+    assert constant.weights.tolist() == [1.0] * 3
+
+
 def test_solution_is_a_frozen_pytree(scalars):
     w, x, t = scalars
     out = solve(w, (x, t))

@@ -61,7 +61,6 @@ def test_twenty_steps_equal_the_reference_in_the_cpus_rounding(dtype, loss, name
     assert same_bits(out.weights, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="two products added: the CPU compiler fuses either (bugs.md B2)")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_vector_weights_equal_the_reference_in_the_cpus_rounding(dtype):
     rng = np.random.default_rng(2)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from gdjax.plan import Plan
 from gdjax.report import Check, Report
 from gdjax.selfcheck import kernel_of
 from gdjax.trial import Trial, extreme, ordinary, same_bits
-from gdjax.verify import verify
+from gdjax.verify import load_kernel, verify
 
 
 def right(w, x, t, learning_rate, steps):
@@ -334,6 +335,12 @@ def test_a_mixing_kernel_is_caught():
     assert line(report, "neighbours").passed is False
 
 
+@pytest.mark.slow
+def test_more_than_two_gib_per_array():
+    report = verify(dtypes=["float32"], device="cpu", patience=600)
+    assert line(report, "over 2^31 bytes").passed, str(report)
+
+
 def test_slow_kernels_get_what_they_can_do(monkeypatch):
     from gdjax.trial import Trial
 
@@ -361,6 +368,28 @@ def test_report_as_a_rich_table():
         console.print(report)
     assert "[bold]not markup[/bold]" in captured.get()
     assert json.loads(report.to_json())["checks"][0]["figures"] == {"inf": "inf"}
+
+
+def test_a_kernel_by_name(tmp_path, monkeypatch):
+    (tmp_path / "kernels_of_mine.py").write_text("def mine(w, x, t, r, steps):\n    return w\nnumber = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert load_kernel("kernels_of_mine:mine")(1, 2, 3, 4, 5) == 1
+    for name, match in (
+        ("kernels_of_mine", "must be module:function"),
+        ("kernels_of_mine:no", "has no 'no'"),
+        ("kernels_of_mine:number", "not a function"),
+        ("no_such_module_here:f", "cannot import"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            load_kernel(name)
+
+
+def test_report_is_saved_whole(tmp_path):
+    report = Report("mine", "squared", "bits", "cpu:0", 0, 1.0, {}, ())
+    report.save(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["passed"] is True
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,9 @@ class Evaluator:
             return [Value(o, False, varies, product) for o in (out if eqn.primitive.multiple_results else [out])]
         if name == "scan":
             return self.scan(eqn, operands)
+        if name == "split":
+            pieces = lax.split(operands[0].array, eqn.params["sizes"], eqn.params["axis"])
+            return [Value(piece, True, varies) for piece in pieces]
         product = name in PRODUCTS or (name in PASSED_ON and operands[0].product)
         if name in ELEMENTWISE:
             shape = eqn.outvars[0].aval.shape
@@ -289,6 +292,22 @@ def pad(evaluator: Evaluator, operands: list[Value], eqn: Any) -> Any:
     return lax.pad(spread(operand, operand.shape, evaluator.size), padding.array, config)
 
 
+def log1p(evaluator: Evaluator, operands: list[Value], eqn: Any) -> Any:
+    """`log(1 + x) = x · log(u) / (u − 1)` with `u = 1 + x` rounded: a few units in the last place off, as a vector.
+
+    XLA's own log1p branches, which compilers cannot turn into vector code. (Kahan's form: D. Goldberg, What Every Computer
+    Scientist Should Know About Floating-Point Arithmetic, 1991, theorem 4.)
+    """
+    x = operands[0].array
+    # A one that is known at run time only: XLA would simplify (x + 1) − 1 to x.
+    one = lax.full_like(x, 1) + lax.convert_element_type(evaluator.zero, x.dtype)
+    u = x + one
+    rest = u - one
+    safe = lax.select(rest == 0, one, rest)
+    near = lax.select(rest == 0, x, lax.log(u) * (x / safe))
+    return lax.select(u == jnp.inf, u, near)
+
+
 INLINED = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -304,13 +323,13 @@ INLINED = {
 
 ELEMENTWISE = frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy copy_p cos
-    cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic
+    cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log logistic
     lt max min mul ne neg nextafter not or pow real reduce_precision rem round rsqrt shift_left
     shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
     bitcast_convert_type population_count clz""".split()
 )
 
-PRODUCTS = frozenset({"mul", "square", "integer_pow", "reduce_prod"})
+PRODUCTS = frozenset({"mul", "log1p", "square", "integer_pow", "reduce_prod"})
 """Operations that end in a multiplication."""
 
 SUMS = frozenset({"add", "sub", "add_any"})
@@ -323,6 +342,7 @@ RULES: dict[str, Callable[[Evaluator, list[Value], Any], Any]] = {
     "broadcast_in_dim": broadcast_in_dim,
     "concatenate": concatenate,
     "dot_general": dot_general,
+    "log1p": log1p,
     "pad": pad,
     "reduce_and": reduction(lax.bitwise_and, lambda dtype: True),
     "reduce_max": reduction(lax.max, lambda dtype: -np.inf),
