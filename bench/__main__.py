@@ -20,18 +20,10 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--programs", nargs="+", metavar="NAME", help="only these programs, e.g. gdjax vmap")
     options.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
-    options.add_argument(
-        "--quick", action="store_true", help="a fiftieth of the problems, two rounds: a smoke test"
-    )
-    options.add_argument(
-        "--device", default="cpu", help="as gdjax names it: cpu, gpu, tpu, gpu:1 (default cpu)"
-    )
-    options.add_argument(
-        "--out", type=Path, default=RESULTS, help="folder for the results (default bench/results)"
-    )
-    options.add_argument(
-        "--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="tell what moved between two"
-    )
+    options.add_argument("--quick", action="store_true", help="a fiftieth of the problems, two rounds: a smoke test")
+    options.add_argument("--device", default="cpu", help="as gdjax names it: cpu, gpu, tpu, gpu:1 (default cpu)")
+    options.add_argument("--out", type=Path, default=RESULTS, help="folder for the results (default bench/results)")
+    options.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="tell what moved between two")
     options.add_argument("--list", action="store_true", help="list the cases and the programs")
     return options
 

@@ -21,9 +21,7 @@ class Inputs:
     weights: Array
     data: tuple[Array, ...]
     rates: Array
-    useful_steps: Array | None = (
-        None  # steps each problem needs in exact arithmetic, where that is known beforehand
-    )
+    useful_steps: Array | None = None  # steps each problem needs in exact arithmetic, where that is known beforehand
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -127,9 +125,7 @@ def logistic_inputs(case: Case, count: int, rng: np.random.Generator) -> Inputs:
     """Labels drawn from the model itself, so that the classes overlap."""
     draw = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
     x, truth = draw(count, case.points, case.weights), draw(count, case.weights)
-    y = (rng.random((count, case.points)) < 1 / (1 + np.exp(-(x @ truth[..., None])[..., 0]))).astype(
-        np.float32
-    )
+    y = (rng.random((count, case.points)) < 1 / (1 + np.exp(-(x @ truth[..., None])[..., 0]))).astype(np.float32)
     weights, rates = _float32(0.1 * draw(count, case.weights), rng.uniform(0.1, 1, count))
     return Inputs(weights, (x, y), rates)
 
@@ -283,9 +279,7 @@ CASES: dict[str, Case] = {
             problems=1_000_000,
             steps=200,
             programs=tuple(
-                name
-                for name in (*EVERYONE, "c loop")
-                if name not in ("vmap", "jaxopt", "optimistix", "reference")
+                name for name in (*EVERYONE, "c loop") if name not in ("vmap", "jaxopt", "optimistix", "reference")
             ),
             targets=(Target("optax", 3, 6),),
         ),

@@ -65,9 +65,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         if old.get(key) != new.get(key)
     ]
     a, b = old.get("versions", {}), new.get("versions", {})
-    return lines + [
-        f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)
-    ]
+    return lines + [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
 
 
 def compare(old_path: Path, new_path: Path) -> str:

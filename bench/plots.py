@@ -40,16 +40,12 @@ def line(axes: Any, program: str, xs: list[float], ys: list[float]) -> None:
     """One program's line."""
     colour, marker = STYLES.get(program, ("#888888", "."))
     style = "--" if program in LIMITS else "-"
-    axes.plot(
-        xs, ys, style, color=colour, marker=marker, label=program, linewidth=3 if program == "gdjax" else 1.5
-    )
+    axes.plot(xs, ys, style, color=colour, marker=marker, label=program, linewidth=3 if program == "gdjax" else 1.5)
 
 
 def sizes(results: list[Result]) -> Any:
     """Steps per second over the number of problems."""
-    sweep = sorted(
-        (result for result in results if result.sweep == "size"), key=lambda result: result.problems
-    )
+    sweep = sorted((result for result in results if result.sweep == "size"), key=lambda result: result.problems)
     if len(sweep) < 2:
         return None
     figure, axes = canvas(5)
@@ -130,9 +126,7 @@ def limits(results: list[Result]) -> Any:
         share = result.share(program)
         return share[0] * 100 if share else None
 
-    figure = dots(
-        results, value, "Share of the limit (the loop in C, or nothing but multiply-adds)", "% of the limit"
-    )
+    figure = dots(results, value, "Share of the limit (the loop in C, or nothing but multiply-adds)", "% of the limit")
     if figure is not None:
         figure.axes[0].axvline(100, color="black", linestyle="--", linewidth=1)
     return figure

@@ -135,9 +135,7 @@ class Memory:
         if self.device is not None:
             return int((self.device.memory_stats() or {}).get("peak_bytes_in_use", 0))
         try:
-            line = next(
-                x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")
-            )
+            line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
             return int(line.split()[1]) * 1024
         except (OSError, StopIteration):
             unit = 1 if sys.platform == "darwin" else 1024
@@ -222,9 +220,7 @@ def run_case(
     place = pick(device)
     inputs = case.inputs()
     limit = case.limit if is_host(place) else "multiply-adds"
-    names = [
-        name for name in dict.fromkeys((*case.programs, limit)) if only is None or name in (*only, limit)
-    ]
+    names = [name for name in dict.fromkeys((*case.programs, limit)) if only is None or name in (*only, limit)]
     rows, runs, parts, answers = {}, {}, {}, {}
     for name in names:
         program = programs()[name]
@@ -241,9 +237,7 @@ def run_case(
         except Skip as reason:
             row.missing = f"skipped: {reason}"
         except Exception as error:  # one broken peer must not cost the figures of the others
-            row.missing = (
-                f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
+            row.missing = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             runs.pop(name, None)
     if "gdjax" in runs:
         say(f"{case.name}: gdjax, problems alone")
@@ -260,9 +254,7 @@ def run_case(
     for row in rows.values():
         if row.first_seconds is not None:
             # The scaled time of a sample says nothing of compiling.
-            row.first_seconds = (
-                row.first_seconds * factors[row.program] if factors[row.program] == 1 else None
-            )
+            row.first_seconds = row.first_seconds * factors[row.program] if factors[row.program] == 1 else None
         row.useful_steps = None if row.program == "multiply-adds" else steps
     return Result(
         case.name,

@@ -70,7 +70,9 @@ def checked_dtype(dtype: Any) -> np.dtype | None:
 
 def convert(tree: Any, name: str, target: np.dtype | None) -> Any:
     """Every leaf an array; 64-bit integers that fit go as 32-bit ones, floats in `target` where one is wanted."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: to_array(leaf, name + jax.tree_util.keystr(path), target), tree)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: to_array(leaf, name + jax.tree_util.keystr(path), target), tree
+    )
 
 
 def to_array(leaf: Any, name: str, target: np.dtype | None) -> Any:
@@ -86,7 +88,7 @@ def to_array(leaf: Any, name: str, target: np.dtype | None) -> Any:
             array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
     kind = array.dtype.kind
     floating = jax.numpy.issubdtype(array.dtype, np.floating)
-    if not (floating or kind in "iubc") or array.dtype.itemsize > 8 and kind == "f":
+    if not (floating or kind in "iubc") or (array.dtype.itemsize > 8 and kind == "f"):
         raise TypeError(f"{name} has dtype {array.dtype}; pass numbers in a dtype JAX has, such as float32")
     if floating and target is not None and array.dtype != target:
         return array.astype(target) if isinstance(array, np.ndarray) else np.asarray(array).astype(target)
@@ -117,8 +119,8 @@ def check_weight(name: str, leaf: Any, weights: Any) -> None:
         )
     if leaf.ndim == 0:
         raise ValueError(
-            f"{name} is a single number, without a problem axis; every leaf of weights is [N, ...], N problems in front: "
-            f"pass {name}[None] for one problem{list_hint(weights)}"
+            f"{name} is a single number, without a problem axis; every leaf of weights is [N, ...], N problems "
+            f"in front: pass {name}[None] for one problem{list_hint(weights)}"
         )
 
 
@@ -128,8 +130,8 @@ def spread_axes(in_axes: Any, data: tuple[Any, ...]) -> tuple[Any, ...]:
         in_axes = (in_axes,) * len(data)
     if not isinstance(in_axes, (tuple, list)) or len(in_axes) != len(data):
         raise ValueError(
-            f"in_axes={in_axes!r} does not fit data, which has {len(data)} entries; pass 0, None or a tuple with one entry "
-            "per data argument (the weights always have their problem axis in front)"
+            f"in_axes={in_axes!r} does not fit data, which has {len(data)} entries; pass 0, None or a tuple with one "
+            "entry per data argument (the weights always have their problem axis in front)"
         )
     out = []
     for index, (axes, entry) in enumerate(zip(in_axes, data, strict=True)):
@@ -141,7 +143,9 @@ def spread_axes(in_axes: Any, data: tuple[Any, ...]) -> tuple[Any, ...]:
             raise ValueError(f"in_axes[{index}]={axes!r} is no prefix of the pytree data[{index}]: {error}") from None
         for axis in jax.tree.leaves(spread):
             if isinstance(axis, bool) or not isinstance(axis, int):
-                raise TypeError(f"in_axes[{index}] has {axis!r}; each entry is the number of an axis, or None for shared")
+                raise TypeError(
+                    f"in_axes[{index}] has {axis!r}; each entry is the number of an axis, or None for shared"
+                )
         out.append(spread)
     return tuple(out)
 
@@ -157,8 +161,8 @@ def problem_axis_first(entry: Any, axes: Any, index: int) -> Any:
             continue
         if not -leaf.ndim <= axis < leaf.ndim:
             raise ValueError(
-                f"{name} has shape {tuple(leaf.shape)}, without axis {axis} for the problems; pass it with a problem axis, "
-                f"or in_axes=None for it if all problems share it{list_hint(entry)}"
+                f"{name} has shape {tuple(leaf.shape)}, without axis {axis} for the problems; pass it with a problem "
+                f"axis, or in_axes=None for it if all problems share it{list_hint(entry)}"
             )
         moved.append(leaf if axis == 0 else np.moveaxis(np.asarray(leaf), axis, 0))
     return jax.tree.unflatten(treedef, moved)
@@ -188,7 +192,11 @@ def check_rate(rate: Any) -> None:
 
 
 def check_lengths(
-    leaves: list[tuple[str, Any]], data: tuple[Any, ...], own: tuple[Any, ...], hyper: dict[str, Any], hyper_own: dict[str, bool]
+    leaves: list[tuple[str, Any]],
+    data: tuple[Any, ...],
+    own: tuple[Any, ...],
+    hyper: dict[str, Any],
+    hyper_own: dict[str, bool],
 ) -> int:
     first, count = leaves[0][0], leaves[0][1].shape[0]
     if count == 0:
@@ -201,7 +209,8 @@ def check_lengths(
     for name, leaf in others:
         if leaf.shape[0] != count:
             raise ValueError(
-                f"{first} has {count} problems on axis 0, {name} has {leaf.shape[0]}; give both the same number of problems"
+                f"{first} has {count} problems on axis 0, {name} has {leaf.shape[0]}; "
+                "give both the same number of problems"
                 + (", or in_axes=None for data that all problems share" if name.startswith("data") else "")
             )
     return count
@@ -210,7 +219,9 @@ def check_lengths(
 def problem_shapes(tree: Any, flags: Any) -> Any:
     """Shapes and dtypes of one problem."""
     return jax.tree.map(
-        lambda leaf, flag: jax.ShapeDtypeStruct(leaf.shape[1:] if flag else leaf.shape, leaf.dtype), tree, flags
+        lambda leaf, flag: jax.ShapeDtypeStruct(leaf.shape[1:] if flag else leaf.shape, leaf.dtype),
+        tree,
+        flags,
     )
 
 

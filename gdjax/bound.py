@@ -113,9 +113,7 @@ def error_bound(
     largest = math.ldexp(2.0 - 4 * u, fmt.emax)
     # Eight times the smallest subnormal also covers what underflows while this very bound is computed.
     lam = smallest if flush else 8 * math.ldexp(1.0, fmt.emin - fmt.precision + 1)
-    w, x, t, r = (
-        np.abs(np.broadcast_to(v, np.shape(w)).astype(np.float64)) for v in (w, x, t, learning_rate)
-    )
+    w, x, t, r = (np.abs(np.broadcast_to(v, np.shape(w)).astype(np.float64)) for v in (w, x, t, learning_rate))
     lost_w, lost_x, lost_t, lost_r = (np.where(flush & (v < smallest), v, 0.0) for v in (w, x, t, r))
     weights, residuals = (np.array([getattr(e, k) for e in exact]).T for k in ("weights", "residuals"))
     contraction = np.array([e.contraction for e in exact])

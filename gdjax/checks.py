@@ -51,9 +51,7 @@ def result(trial: Trial) -> Outcome:
         trial.run(problems, STEPS)
     speed = f"{1 / max(trial.pace, 1e-12):.2g} steps/s on 1,000 problems"
     wide = "" if trial.result_dtype == trial.dtype else ", judged as such: it computes in a wider format"
-    return Outcome(
-        True, f"{trial.result_dtype} for {trial.dtype}{wide}; {speed}", {"seconds_per_step": trial.pace}
-    )
+    return Outcome(True, f"{trial.result_dtype} for {trial.dtype}{wide}; {speed}", {"seconds_per_step": trial.pace})
 
 
 def agreement(trial: Trial) -> Outcome:
@@ -103,9 +101,7 @@ def find_rounding(trial: Trial) -> None:
         Rounding(in_residual, in_update, False, product)
         for product in products
         for in_residual, in_update in ((False, False), (True, True), (True, False), (False, True))
-        if np.all(
-            same_bits(got, trial.expected(problems, steps, Rounding(in_residual, in_update, False, product)))
-        )
+        if np.all(same_bits(got, trial.expected(problems, steps, Rounding(in_residual, in_update, False, product))))
     ]
     if not fitting:
         return
@@ -144,9 +140,7 @@ def extremes(trial: Trial) -> Outcome:
     if not np.all(same_bits(got, expected)):
         return Outcome(False, diagnose(trial, problems, STEPS, got, expected), figures)
     ends = "the last finite weights are kept" if trial.keeps_finite else "inf and NaN are carried on"
-    return Outcome(
-        True, f"bit-equal from subnormals to overflow: {count:,} problems × {STEPS} steps; {ends}", figures
-    )
+    return Outcome(True, f"bit-equal from subnormals to overflow: {count:,} problems × {STEPS} steps; {ends}", figures)
 
 
 def bound(trial: Trial) -> Outcome:

@@ -1,25 +1,18 @@
 """The commands of `gdjax`, one function each; what takes long to import is imported when a command runs."""
 
-import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from gdjax.regression import Fit
+from gdjax.console import bad_input_told, errors, output
 
 app = typer.Typer(
     name="gdjax",
@@ -29,8 +22,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-output = Console()
-errors = Console(stderr=True)
 
 
 class Dtype(StrEnum):
@@ -40,14 +31,18 @@ class Dtype(StrEnum):
     float64 = "float64"
 
 
-@contextmanager
-def bad_input_told() -> Iterator[None]:
-    """Tell a ValueError as one message on stderr and exit with 2."""
-    try:
-        yield
-    except ValueError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        raise typer.Exit(2) from None
+class VerifiedLoss(StrEnum):
+    """What a verified kernel descends."""
+
+    squared = "squared"
+    residual = "residual"
+
+
+class Claim(StrEnum):
+    """What a verified kernel claims."""
+
+    bits = "bits"
+    bound = "bound"
 
 
 def _version(wanted: bool) -> None:
@@ -86,16 +81,12 @@ def devices() -> None:
 
 @app.command()
 def solve(
-    table: Annotated[
-        Path, typer.Argument(help="A tidy table: .csv, .parquet or .npz (1-d arrays).", metavar="TABLE")
-    ],
+    table: Annotated[Path, typer.Argument(help="A tidy table: .csv, .parquet or .npz (1-d arrays).", metavar="TABLE")],
     inputs: Annotated[str, typer.Option(help="The input columns, separated by commas.", metavar="COL,COL")],
     target: Annotated[str, typer.Option(help="The column to predict.", metavar="COL")],
     group: Annotated[
         str | None,
-        typer.Option(
-            help="One model per value of this column; without it, one for the table.", metavar="COL"
-        ),
+        typer.Option(help="One model per value of this column; without it, one for the table.", metavar="COL"),
     ] = None,
     no_intercept: Annotated[bool, typer.Option("--no-intercept", help="Fit no constant term.")] = False,
     loss: Annotated[
@@ -106,9 +97,7 @@ def solve(
             "averaged over a group's rows."
         ),
     ] = "squared",
-    delta: Annotated[
-        float, typer.Option(help="Where the huber loss turns straight, in units of the target.")
-    ] = 1.0,
+    delta: Annotated[float, typer.Option(help="Where the huber loss turns straight, in units of the target.")] = 1.0,
     quantile: Annotated[float, typer.Option(help="The quantile that the quantile loss looks for.")] = 0.5,
     learning_rate: Annotated[
         str,
@@ -130,9 +119,7 @@ def solve(
             show_default="1e-10, or 1e-5 in float32",
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, gpu, tpu, gpu:1, ... (see gdjax devices).")
-    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, tpu, gpu:1, ... (see gdjax devices).")] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="The arithmetic of the descent.")] = Dtype.float64,
     seed: Annotated[
         int | None,
@@ -158,23 +145,18 @@ def solve(
     """
     import numpy as np
 
-    from gdjax.files import check_output
-    from gdjax.formats import WRITERS
     from gdjax.optimizers import named_optimizer
-    from gdjax.plot import DRAWABLE
     from gdjax.printing import print_fit, print_whereabouts
     from gdjax.regression import fit
     from gdjax.solution import Status
+    from gdjax.solve import check_names, check_outputs, columns_of, parse_rate, save_picture
     from gdjax.table import label_column, number_column, read_table, write_table
 
     with bad_input_told():
         names = [name.strip() for name in inputs.split(",") if name.strip()]
-        _check_names(group, names, target)
-        if out is not None:
-            check_output(out, tuple(WRITERS))
-        if plot is not None:
-            check_output(plot, DRAWABLE)
-        rate = _rate(learning_rate)
+        check_names(group, names, target)
+        check_outputs(table, out, plot)
+        rate = parse_rate(learning_rate)
         rule, hyperparams = named_optimizer(optimizer, rate) if optimizer else (None, None)
 
         began = time.perf_counter()
@@ -205,9 +187,9 @@ def solve(
             )
         solved = time.perf_counter()
         if out is not None:
-            write_table(out, _columns(result, group, labels, names))
+            write_table(out, columns_of(result, group, labels, names))
         if plot is not None:
-            _plot(plot, result, x, t, codes, labels, names, target, group, loss)
+            save_picture(plot, result, x, t, codes, labels, names, target, group, loss)
 
     hint = "Those that took all steps may need more --steps, or --optimizer lbfgs."
     if loss in ("absolute", "quantile"):
@@ -220,78 +202,111 @@ def solve(
         raise typer.Exit(1)
 
 
-def _check_names(group: str | None, names: Sequence[str], target: str) -> None:
-    if not names:
-        raise ValueError("--inputs names no column; give at least one, such as --inputs year")
-    result = ("intercept", "loss", "gradient_norm", "steps", "status", "note")
-    taken = dict.fromkeys(result, "a column of the result")
-    for role, name in [*([("--group", group)] if group else []), *(("--inputs", name) for name in names)]:
-        if name in taken:
-            raise ValueError(
-                f"{role} names '{name}', which is {taken[name]} already; leave it out or rename it"
-            )
-        taken[name] = f"named by {role}"
-    if target in (group, *names):
-        raise ValueError(f"--target names '{target}', which is {taken[target]} already; leave it out there")
-
-
-def _rate(learning_rate: str) -> float | None:
-    """The number given, None for auto."""
-    if learning_rate == "auto":
-        return None
-    try:
-        rate = float(learning_rate)
-    except ValueError:
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise ValueError(f"--learning-rate must be auto or a positive number, got '{learning_rate}'")
-    return rate
-
-
-def _columns(result: "Fit", group: str | None, labels: Any, names: Sequence[str]) -> dict[str, Any]:
-    """The result as a table, one row per group."""
-    import numpy as np
-
-    from gdjax.solution import Status
-
-    columns: dict[str, Any] = {group: labels} if group else {}
-    if result.intercept is not None:
-        columns["intercept"] = result.intercept
-    columns |= {name: result.weights[:, number] for number, name in enumerate(names)}
-    columns |= {"loss": result.loss, "gradient_norm": result.gradient_norm, "steps": result.steps}
-    columns["status"] = np.array([status.name for status in Status])[result.status]
-    if (result.notes != "").any():
-        columns["note"] = result.notes
-    return columns
-
-
-def _plot(
-    path: Path,
-    result: "Fit",
-    x: "np.ndarray",
-    t: "np.ndarray",
-    codes: "np.ndarray",
-    labels: Any,
-    names: Sequence[str],
-    target: str,
-    group: str | None,
-    loss: str,
+@app.command()
+def bench(
+    device: Annotated[str, typer.Option(help="A device, or 'all' for one of each kind.")] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes: under two minutes.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the figures: .json.", metavar="FILE")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them: .png or .svg.", metavar="FILE")] = None,
 ) -> None:
-    from gdjax.losses import named_loss
-    from gdjax.plot import Picture, draw, save
-    from gdjax.solution import Status
+    """Measure what this machine's devices reach, against their own limits.
 
-    picture = Picture(
-        inputs=x,
-        target=t,
-        codes=codes,
-        labels=[str(label) for label in labels] if group else [],
-        weights=result.weights,
-        intercept=0 * result.weights[:, 0] if result.intercept is None else result.intercept,
-        good=result.status != Status.DIVERGED,
-        input_names=names,
-        target_name=target,
-        group_name=group or "",
-        response=named_loss(loss).response,
-    )
-    save(draw(picture), path)
+    Exit status: 0 all fine, 2 bad usage.
+
+    Example: gdjax bench --device all --plot speed.png
+    """
+    from gdjax import measure
+    from gdjax.files import check_output
+    from gdjax.plot import DRAWABLE
+
+    with bad_input_told():
+        for path, endings in ((out, measure.ENDINGS), (plot, DRAWABLE)):
+            if path is not None:
+                check_output(path, endings)
+        found = measure.measure(device, quick=quick, progress=True)
+        header, rows = measure.rows(found)
+        table = Table(*header, box=box.SIMPLE_HEAD)
+        for row in rows:
+            table.add_row(*row)
+        output.print(table, *measure.limit_lines(found), *measure.verdicts(found), sep="\n")
+        if out is not None:
+            measure.save(found, out)
+        if plot is not None:
+            measure.plot(found, plot)
+
+
+@app.command()
+def verify(
+    kernel: Annotated[
+        str | None,
+        typer.Option(
+            help="Your function kernel(w, x, t, learning_rate, steps) -> w over NumPy arrays of N problems; "
+            "without it, every way in which gdjax itself runs is verified.",
+            metavar="MODULE:FUNCTION",
+        ),
+    ] = None,
+    loss: Annotated[
+        VerifiedLoss | None,
+        typer.Option(help="What it descends: half the squared residual, or the residual.", show_default="squared"),
+    ] = None,
+    claim: Annotated[
+        Claim, typer.Option(help="What it claims: the bits of a declared rounding, or the error bound only.")
+    ] = Claim.bits,
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, tpu, gpu:1, ... (see gdjax devices).")] = "auto",
+    seed: Annotated[int, typer.Option(help="What the random problems are drawn from.", min=0)] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller batches.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write every figure: .json.", metavar="FILE")] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Write test vectors for a kernel in any language, and stop.", metavar="FOLDER"),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(help="Judge the answers to exported vectors instead of a kernel.", metavar="FOLDER"),
+    ] = None,
+) -> None:
+    """Prove a kernel's arithmetic: bit for bit, within its error bound, alone as in any batch.
+
+    Exit status: 0 nothing fails, 1 something does, 2 bad usage or input.
+
+    Example: gdjax verify --kernel my_kernels:descend --json report.json
+    """
+    from gdjax.files import check_output
+    from gdjax.vectors import check_vectors, export_vectors
+    from gdjax.verify import load_kernel
+    from gdjax.verify import verify as run
+
+    with bad_input_told():
+        _one_of({"--kernel": kernel, "--export": export, "--check": check})
+        _one_of({"--export": export, "--json": json})
+        if json is not None:
+            check_output(json, [".json"])
+        if export is not None:
+            losses = [loss.value] if loss else [known.value for known in VerifiedLoss]
+            for path in export_vectors(export, losses=losses, seed=seed):
+                output.print(escape(str(path)), soft_wrap=True, highlight=False)
+            return
+        with errors.status("verifying"):
+            if check is not None:
+                report = check_vectors(check, claim=claim.value)
+            else:
+                report = run(
+                    load_kernel(kernel) if kernel else None,
+                    loss=(loss or VerifiedLoss.squared).value,
+                    claim=claim.value,
+                    device=device,
+                    seed=seed,
+                    quick=quick,
+                )
+        output.print(report)
+        if json is not None:
+            report.save(json)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _one_of(options: dict[str, object]) -> None:
+    """At most one of these may be given."""
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{given[1]} cannot go with {given[0]}; leave one of them out")

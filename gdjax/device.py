@@ -1,4 +1,4 @@
-"""The one module that knows devices: which there are, what they are, which to take, and how programs are compiled there.
+"""The one module that knows devices: which there are, what they are, which to take, how programs are compiled there.
 
 No other module names a platform: what depends on one is a question answered here.
 """
@@ -159,17 +159,13 @@ def named(name: str) -> jax.Device:
     if platform not in ("cpu", "gpu", "tpu"):
         near = difflib.get_close_matches(platform, ["auto", "cpu", "gpu", "tpu"], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"device={name!r} is not 'auto', 'cpu', 'gpu', 'tpu' or one of them with a number{hint}"
-        )
+        raise ValueError(f"device={name!r} is not 'auto', 'cpu', 'gpu', 'tpu' or one of them with a number{hint}")
     matching = [d.device for d in there if d.platform == platform]
     if index and not index.isdigit():
         raise ValueError(f"device={name!r}: {index!r} is not a device number; write {platform}:0")
     if int(index or 0) >= len(matching):
         have = ", ".join(d.name for d in there)
-        mend = (
-            f"; for {platform} support: {INSTALL[platform]}" if platform in INSTALL and not matching else ""
-        )
+        mend = f"; for {platform} support: {INSTALL[platform]}" if platform in INSTALL and not matching else ""
         raise ValueError(f"device={name!r} is not here; there is {have}{mend}")
     return matching[int(index or 0)]
 
@@ -213,8 +209,8 @@ def label(chosen: Sequence[jax.Device]) -> str:
 def give(tree: Any, home: jax.Device) -> Any:
     """Results as `jax.Array`s on `home`, without a copy where they are there already.
 
-    64-bit leaves become NumPy arrays while `jax_enable_x64` is off: the first operation on such a `jax.Array` would narrow
-    it without a word.
+    64-bit leaves become NumPy arrays while `jax_enable_x64` is off: the first operation on such a `jax.Array` would
+    narrow it without a word.
     """
 
     def place(leaf: Any) -> Any:

@@ -26,23 +26,17 @@ def diagnose(trial: Trial, problems: Problems, steps: int, got: Array, expected:
     apart = ulps_apart(got, expected)
     finite = apart[np.isfinite(apart)]
     largest = f"{int(finite.max()):,}" if len(finite) else "no finite number of"
-    return (
-        f"{what}, first problem {i:,}: got {got[i]!s}, wanted {expected[i]!s}; largest distance {largest} ULP"
-    )
+    return f"{what}, first problem {i:,}: got {got[i]!s}, wanted {expected[i]!s}; largest distance {largest} ULP"
 
 
-def _unwritten(
-    trial: Trial, problems: Problems, steps: int, got: Array, expected: Array, wrong: Array
-) -> str | None:
+def _unwritten(trial: Trial, problems: Problems, steps: int, got: Array, expected: Array, wrong: Array) -> str | None:
     left = np.count_nonzero(got[wrong] == np.asarray(POISON, got.dtype))
     if left == 0:
         return None
     return f"{left:,} results were never written, they hold what was in memory before (uninitialised output)"
 
 
-def _places(
-    trial: Trial, problems: Problems, steps: int, got: Array, expected: Array, wrong: Array
-) -> str | None:
+def _places(trial: Trial, problems: Problems, steps: int, got: Array, expected: Array, wrong: Array) -> str | None:
     """Only some places are wrong: say which."""
     count = len(got)
     if len(wrong) > count * 0.999 and count > 1:

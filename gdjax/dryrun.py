@@ -1,6 +1,7 @@
-"""A dry run: one problem's program traced on shapes alone, so that an error in a function of the user's names its argument.
+"""A dry run: one problem's program traced on shapes alone, before anything is compiled.
 
-The loss, the update rule and the stop rule come from the user; what they return is checked before anything is compiled.
+The loss, the update rule and the stop rule may be functions of the user's: what is wrong with one of them is told with
+the name of its argument.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def check_program(program: Program, batch: Batch) -> None:
     hyper = problem_shapes(batch.hyper, batch.hyper_flags)
     loss = check_loss(program.loss, weights, data)
     if isinstance(program.rule, Descent):
-        check_rate(program, weights, data, hyper)
+        check_rate(program, program.rule, weights, data, hyper)
     else:
         check_optimizer(program, program.rule, weights, data, hyper)
     if program.stop is not None:
@@ -85,15 +86,14 @@ def check_loss(loss: Callable[..., Any], weights: Any, data: Any) -> Any:
     return out
 
 
-def check_rate(program: Program, weights: Any, data: Any, hyper: Any) -> None:
+def check_rate(program: Program, rule: Descent, weights: Any, data: Any, hyper: Any) -> None:
     """A schedule must return one real number; the rate found from the curvature needs a second derivative."""
-    assert isinstance(program.rule, Descent)
-    if program.rule.schedule is not None:
+    if rule.schedule is not None:
         mend = "; a schedule takes the number of updates so far, an int32 scalar, and returns the rate"
-        rate = returned("learning_rate, a schedule,", "on the step number", mend, program.rule.schedule, INDEX)
+        rate = returned("learning_rate, a schedule,", "on the step number", mend, rule.schedule, INDEX)
         if not is_scalar(rate, np.floating, np.integer):
             raise ValueError(f"learning_rate, a schedule, returned {described(rate)}; return one real number, the rate")
-    if program.rule.auto:
+    if rule.auto:
         mend = "; 'auto' takes the second derivative of the loss: pass a number instead"
         returned("learning_rate='auto'", "when the curvature was taken", mend, program.init, weights, data, hyper)
 
@@ -121,9 +121,13 @@ def check_optimizer(program: Program, rule: Transformation, weights: Any, data: 
     where = f"in update on one problem {shapes}"
     new, new_state = returned("optimizer", where, mend, update, weights, state, INDEX, data, hyper)
     if shapes_of(new) != shapes_of(weights):
-        raise ValueError(f"optimizer brought weights {brief(weights)} to {brief(new)}; its updates must have their shapes")
+        raise ValueError(
+            f"optimizer brought weights {brief(weights)} to {brief(new)}; its updates must have their shapes"
+        )
     if shapes_of(new_state) != shapes_of(state):
-        raise ValueError(f"optimizer brought its state {brief(state)} to {brief(new_state)}; update must keep the shapes")
+        raise ValueError(
+            f"optimizer brought its state {brief(state)} to {brief(new_state)}; update must keep the shapes"
+        )
 
 
 def check_stop(rule: StopRule, weights: Any, loss: Any) -> None:

@@ -44,9 +44,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
-def check_output(
-    path: str | os.PathLike[str], endings: Sequence[str], error: type[ValueError] = ValueError
-) -> Path:
+def check_output(path: str | os.PathLike[str], endings: Sequence[str], error: type[ValueError] = ValueError) -> Path:
     """Say at once whether a file can be written at `path`, rather than after minutes of work.
 
     Args:

@@ -87,9 +87,7 @@ def _read_csv(path: Path, wanted: list[str]) -> "pa.Table":
     one_thread = arrow_csv.ReadOptions(use_threads=False)  # errors name the row then
     with arrow_csv.open_csv(path, one_thread, parse) as reader:
         _check_columns(path, wanted, reader.schema.names)
-    convert = arrow_csv.ConvertOptions(
-        include_columns=wanted, column_types=dict.fromkeys(wanted, pa.large_string())
-    )
+    convert = arrow_csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.large_string()))
     try:
         return arrow_csv.read_csv(path, parse_options=parse, convert_options=convert)
     except pa.ArrowInvalid:

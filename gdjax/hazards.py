@@ -88,9 +88,7 @@ def huge(trial: Trial) -> Outcome:
     _repeated(trial, sample)
     seconds = (time.perf_counter() - started) * count / sample
     if seconds > trial.patience:
-        return Outcome(
-            None, f"{count:,} problems would take about {seconds:.0f} s, over {trial.patience:g} s"
-        )
+        return Outcome(None, f"{count:,} problems would take about {seconds:.0f} s, over {trial.patience:g} s")
     wrong = _repeated(trial, count)
     if wrong is not None:
         return Outcome(False, f"the first wrong of {count:,} problems is {wrong:,}", {"first": wrong})
@@ -267,9 +265,7 @@ def neighbours(trial: Trial) -> Outcome:
     before, after = trial.run(good, 40)[others], trial.run(bad, 40)[others]
     equal = same_bits(before, after)
     if np.all(equal):
-        return Outcome(
-            True, "295 problems beside 5 that diverge or hold NaN or inf: the same bits as without"
-        )
+        return Outcome(True, "295 problems beside 5 that diverge or hold NaN or inf: the same bits as without")
     return Outcome(False, f"{np.count_nonzero(~equal)} good problems change beside diverging ones", {})
 
 

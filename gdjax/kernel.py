@@ -111,7 +111,7 @@ def update(w: Any, g: Any, r: Any) -> Any:
     Raises:
         ValueError: the two pytrees differ.
 
-    >>> float(update(1.0, -2.0, 0.1))
+    >>> round(float(update(1.0, -2.0, 0.1)), 6)
     1.2
     """
     return jax.tree.map(lambda a, b: jnp.asarray(a) - jnp.asarray(r, jnp.result_type(a)) * b, w, g)

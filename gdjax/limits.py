@@ -49,9 +49,7 @@ def clock(run: Callable[[], Any], patience: float, least_runs: int = 3, most_run
     return seconds
 
 
-def side_by_side(
-    function: Callable[[jax.Array], jax.Array], inputs: Sequence[jax.Array], patience: float
-) -> float:
+def side_by_side(function: Callable[[jax.Array], jax.Array], inputs: Sequence[jax.Array], patience: float) -> float:
     """Least seconds for one call per input, all at once from as many threads."""
     with ThreadPoolExecutor(len(inputs)) as pool:
         call = lambda x: function(x).block_until_ready()  # noqa: E731

@@ -205,9 +205,7 @@ def named_loss(loss: str | Elementwise, delta: float = 1.0, quantile: float = 0.
         "squared": Loss(squared, functools.partial(_standardised, degree=2)),
         "absolute": Loss(absolute, functools.partial(_standardised, degree=1), kinked=True),
         "huber": Loss(huber, functools.partial(_huber_units, delta=delta), curvature=np.ones_like),
-        "logistic": Loss(
-            logistic, _as_they_are, _check_logistic, response=lambda f: 0.5 + 0.5 * np.tanh(f / 2)
-        ),
+        "logistic": Loss(logistic, _as_they_are, _check_logistic, response=lambda f: 0.5 + 0.5 * np.tanh(f / 2)),
         # At the optimum the mean of exp(f) is the mean target; twice the larger of start and end leaves room
         # between.
         "poisson": Loss(
@@ -222,9 +220,7 @@ def named_loss(loss: str | Elementwise, delta: float = 1.0, quantile: float = 0.
     if isinstance(loss, str) and loss in known:
         return known[loss]
     if isinstance(loss, str) and ":" not in loss:
-        raise ValueError(
-            f"no loss '{loss}'; it must be one of {', '.join(known)}, or module:function for your own"
-        )
+        raise ValueError(f"no loss '{loss}'; it must be one of {', '.join(known)}, or module:function for your own")
     own = _imported(loss) if isinstance(loss, str) else loss
     _check_elementwise(own, loss)
     return Loss(own, _as_they_are, curvature=functools.partial(_curvature, own))

@@ -280,9 +280,7 @@ def verdicts(found: Measurement) -> list[str]:
                     n: max(p.steps_per_second for o in others for p in found.of(o, kind) if p.problems == n)
                     for n in {p.problems for p in mine}
                 }
-                lines.append(
-                    f"{kind}, {limit.device}: {_from(wins_from(mine, best.__getitem__))} the fastest device"
-                )
+                lines.append(f"{kind}, {limit.device}: {_from(wins_from(mine, best.__getitem__))} the fastest device")
     return lines
 
 
@@ -360,9 +358,7 @@ def plot(found: Measurement, path: str | os.PathLike[str]) -> None:
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     speed, share = figure.subplots(1, 2)
     for i, one in enumerate(found.limits):
-        for kind, (style, marker) in zip(
-            found.reference, (("-", "o"), ("--", "s"), (":", "^")), strict=False
-        ):
+        for kind, (style, marker) in zip(found.reference, (("-", "o"), ("--", "s"), (":", "^")), strict=False):
             points = found.of(one.device, kind)
             sizes = [p.problems for p in points]
             look = {"color": _COLOURS[i % len(_COLOURS)], "linestyle": style, "marker": marker}
@@ -371,9 +367,7 @@ def plot(found: Measurement, path: str | os.PathLike[str]) -> None:
     for (kind, rate), style in zip(found.reference.items(), ("-", "--", ":"), strict=False):
         speed.axhline(rate, color="#888888", linestyle=style, label=f"scalar reference, {kind}")
     speed.set(xscale="log", yscale="log", xlabel="problems", ylabel="steps per second", title="Speed")
-    share.set(
-        xscale="log", xlabel="problems", ylabel="% of the limit", title="Share of the device's limit", ylim=0
-    )
+    share.set(xscale="log", xlabel="problems", ylabel="% of the limit", title="Share of the device's limit", ylim=0)
     for axes in (speed, share):
         axes.grid(alpha=0.3)
     figure.legend(*speed.get_legend_handles_labels(), loc="outside lower center", ncols=2)

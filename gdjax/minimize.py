@@ -71,15 +71,15 @@ def minimize(
         operation would narrow them.
 
     Raises:
-        ValueError: shapes, lengths, rates or steps that do not fit, an unknown device, a loss that fails or is no scalar,
-            an optimizer, schedule or stop rule that fails or returns something of the wrong shape.
+        ValueError: shapes, lengths, rates or steps that do not fit, an unknown device, a loss that fails or is no
+            scalar, an optimizer, schedule or stop rule that fails or returns something of the wrong shape.
         TypeError: weights that are not real floating point, arguments of the wrong kind.
         NotImplementedError: an argument that does nothing yet.
 
     The tutorial's problem, f(x, w) = xw with x = 2, t = 4, w = 1 and r = 0.1, where one step takes w to 1.2:
 
     >>> import gdjax, numpy as np
-    >>> x, t, w = (np.array([v], np.float32) for v in (2, 4, 1))
+    >>> x, t, w = (np.array([v], np.float64) for v in (2, 4, 1))
     >>> s = gdjax.minimize(gdjax.kernel.residual_loss, w, (x, t), learning_rate=0.1, steps=1)
     >>> print(s.weights, s.loss)
     [1.2] [1.6]
@@ -94,8 +94,9 @@ def minimize(
         check_resume(resume, program, batch.count)
         session = SESSIONS.get(program, batch, devices)
         out = session.run(batch, count, chosen_plan(plan), resume)
-    given = dev.give((out.weights, out.loss, out.gradient_norm, out.steps, out.status), devices[0])
-    return Solution(*given, None, out.state, out.plan, dev.label(devices))
+    arrays = ("weights", "loss", "gradient_norm", "steps", "status")
+    given = {name: dev.give(getattr(out, name), devices[0]) for name in arrays}
+    return Solution(**given, record=None, state=out.state, plan=out.plan, device=dev.label(devices))
 
 
 def not_yet(**arguments: Any) -> None:
@@ -142,8 +143,8 @@ def choose_rule(learning_rate: Any, optimizer: Any, hyperparams: Any) -> tuple[R
     if not callable(optimizer):
         example = optimizer if isinstance(optimizer, str) and optimizer.isidentifier() else "adam"
         raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}; pass an optax-style init/update pair or a function that makes one, "
-            f"such as optax.{example} with hyperparams={{'learning_rate': 0.1}}"
+            f"optimizer is a {type(optimizer).__name__}; pass an optax-style init/update pair or a function that makes "
+            f"one, such as optax.{example} with hyperparams={{'learning_rate': 0.1}}"
         )
     check_hyperparams(optimizer, hyper)
     constants = {k: v for k, v in hyper.items() if isinstance(v, (bool, int, float, str, type(None)))}
@@ -163,7 +164,8 @@ def check_hyperparams(optimizer: Callable[..., Any], hyper: dict[str, Any]) -> N
     unknown = [given for given in hyper if given not in taken]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise ValueError(
-            f"hyperparams has {unknown[0]!r}, which optimizer {name} does not take; it takes {', '.join(taken) or 'none'}"
+            f"hyperparams has {unknown[0]!r}, which optimizer {name} does not take; "
+            f"it takes {', '.join(taken) or 'none'}"
         )
     if missing:
         example = ", ".join(f"{wanted!r}: ..." for wanted in missing)

@@ -56,8 +56,6 @@ def optax_rules() -> dict[str, Callable[..., Any]]:
             continue
         signature = inspect.signature(function)
         makes = str(signature.return_annotation)
-        if "GradientTransformation" in makes and any(
-            "learning_rate" in name for name in signature.parameters
-        ):
+        if "GradientTransformation" in makes and any("learning_rate" in name for name in signature.parameters):
             rules[name] = function
     return dict(sorted(rules.items()))

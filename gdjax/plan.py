@@ -79,12 +79,9 @@ def kind_of(inputs: Any, flags: Any) -> Kind:
     )
 
 
-def fitted(plan: Plan, kind: Kind) -> Plan:
-    """The plan as this kind of problem can be run: steps are fused only where every value is one number per lane.
-
-    Fusing the steps of vector problems makes compilers repeat the sums of the first step inside those of the next.
-    """
-    return plan if kind.elementwise and plan.kernel == "lanes" else dataclasses.replace(plan, chunk=1)
+def fitted(plan: Plan, fusable: int) -> Plan:
+    """The plan with no more steps fused than this problem's program bears."""
+    return dataclasses.replace(plan, chunk=min(plan.chunk, fusable)) if plan.kernel == "lanes" else plan
 
 
 def power_below(value: float, low: int, high: int) -> int:
@@ -97,15 +94,15 @@ def default(kind: Kind, device: jax.Device, count: int) -> Plan:
     if not dev.is_host(device):
         tile = power_below(2 * count - 1, SMALL, 1 << 20)
         return Plan("lanes", tile, 1, 16 if kind.elementwise else 1)
-    chunk = 4 if kind.elementwise else 1
-    large = 4096 if kind.elementwise else power_below(CACHE_BYTES / kind.bytes, 32, 1024)
-    if count <= SMALL:
-        return Plan("lanes", min(SMALL, large), 1 if count <= large else SMALL // large, chunk)
-    if count <= large:
-        return Plan("lanes", large, 1, chunk)
-    if kind.elementwise and count >= 1 << 17:
-        large = 16384
-    return Plan("lanes", large, power_below(BLOCK_BYTES / (large * kind.bytes), 1, 4096), chunk)
+    if kind.elementwise:
+        ladder, chunk = [(SMALL, 1), (1024, 16), (4096, 32)], 4
+        last = 16384
+    else:
+        last = power_below(CACHE_BYTES / kind.bytes, VECTOR, 1024)
+        ladder, chunk = [(last, 1), (last, 16)], 1
+    ladder.append((last, power_below(BLOCK_BYTES / (last * kind.bytes), 16, 4096)))
+    fits = [(tile, tiles) for tile, tiles in ladder if tile * tiles >= count]
+    return Plan("lanes", *(fits or ladder[-1:])[0], chunk)
 
 
 def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
@@ -114,7 +111,7 @@ def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
         return Plan("lanes", SMALL, 4096 // SMALL, 8)
     if dev.is_host(device) and kind.elementwise and SMALL < count <= 1 << 16:
         return Plan("lanes", 1024, 16, 8)
-    plan = default(kind, device, min(count, (1 << 17) - 1))
+    plan = default(kind, device, min(count, 1 << 17))
     chunk = 8 if kind.elementwise else 1
     return dataclasses.replace(plan, tiles=min(plan.tiles, 8), chunk=chunk)
 

@@ -105,9 +105,7 @@ def _lines(picture: Picture) -> "Figure":
     shown = min(_PANELS, len(picture.weights))
     columns = min(4, int(np.ceil(np.sqrt(shown))))
     rows = -(-shown // columns)
-    figure = Figure(
-        figsize=(6.4, 4.6) if shown == 1 else (2.5 * columns + 0.6, 2.0 * rows + 1.0), layout="constrained"
-    )
+    figure = Figure(figsize=(6.4, 4.6) if shown == 1 else (2.5 * columns + 0.6, 2.0 * rows + 1.0), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=_comparable(picture, shown), squeeze=False)
     dots = _dots(int(np.bincount(picture.codes)[:shown].max()))
     for group, axes in enumerate(grid.flat):
@@ -138,9 +136,7 @@ def _line(axes: "Axes", picture: Picture, group: int, dots: dict[str, Any]) -> N
     if not good:  # a line that ran away must not take the scale with it
         room = 0.5 * (t.max() - t.min()) or 1.0
         curve = np.where((curve > t.min() - room) & (curve < t.max() + room), curve, np.nan)
-    axes.plot(
-        reach, curve, color=_FIT if good else _BAD, linestyle="-" if good else "--", linewidth=2, zorder=3
-    )
+    axes.plot(reach, curve, color=_FIT if good else _BAD, linestyle="-" if good else "--", linewidth=2, zorder=3)
     if picture.labels:
         axes.set_title(_short(picture.labels[group]), fontsize=10, loc="left")
     _tidy(axes)
@@ -239,9 +235,7 @@ def _residuals(left: "Axes", right: "Axes", picture: Picture) -> None:
     for axes in (left, right):
         axes.set_xlabel(f"{picture.target_name} predicted")
         _tidy(axes)
-    drawn = (
-        f"{len(rows):,} of {len(picture.target):,} rows" if len(rows) < len(picture.target) else "all rows"
-    )
+    drawn = f"{len(rows):,} of {len(picture.target):,} rows" if len(rows) < len(picture.target) else "all rows"
     left.set_title(f"Observed over predicted, {drawn}", fontsize=10, loc="left")
     right.set_title("Residuals over predicted", fontsize=10, loc="left")
 

@@ -25,9 +25,7 @@ def _count(result: Fit, status: Status) -> int:
     return int((result.status == status).sum())
 
 
-def print_fit(
-    output: Console, result: Fit, labels: Any, names: Sequence[str], group: str | None, hint: str
-) -> None:
+def print_fit(output: Console, result: Fit, labels: Any, names: Sequence[str], group: str | None, hint: str) -> None:
     """Print the first groups, how many came to which end, and what there is to note.
 
     Args:
@@ -40,9 +38,7 @@ def print_fit(
     """
     count = len(result.loss)
     left_out = (
-        _print_one(output, result, names)
-        if group is None
-        else _print_first(output, result, labels, names, group)
+        _print_one(output, result, names) if group is None else _print_first(output, result, labels, names, group)
     )
     if left_out:
         output.print(f"{left_out} more {'input has' if left_out == 1 else 'inputs have'} no room here.")
@@ -60,10 +56,10 @@ def _print_one(output: Console, result: Fit, names: Sequence[str]) -> int:
     table.add_column()
     table.add_column(justify="right")
     if result.intercept is not None:
-        table.add_row("intercept", f"{result.intercept[0]:.6g}")
-    for name, weight in zip(names, result.weights[0], strict=True):
-        table.add_row(escape(name), f"{weight:.6g}")
-    table.add_row("loss", f"{result.loss[0]:.6g}", end_section=True)
+        table.add_row("intercept", _number(result, 0, result.intercept))
+    for number, name in enumerate(names):
+        table.add_row(escape(name), _number(result, 0, result.weights[:, number]))
+    table.add_row("loss", _number(result, 0, result.loss), end_section=True)
     table.add_row("steps", str(result.steps[0]))
     table.add_row("status", _status(result, 0))
     output.print(table, "")
@@ -75,12 +71,12 @@ def _print_first(output: Console, result: Fit, labels: Any, names: Sequence[str]
     rows = range(min(len(result.loss), SHOWN_GROUPS))
     first = {group: [_short(str(labels[row])) for row in rows]}
     if result.intercept is not None:
-        first["intercept"] = [f"{result.intercept[row]:.6g}" for row in rows]
+        first["intercept"] = [_number(result, row, result.intercept) for row in rows]
     inputs = {
-        name: [f"{result.weights[row, number]:.6g}" for row in rows] for number, name in enumerate(names)
+        name: [_number(result, row, result.weights[:, number]) for row in rows] for number, name in enumerate(names)
     }
     last = {
-        "loss": [f"{result.loss[row]:.6g}" for row in rows],
+        "loss": [_number(result, row, result.loss) for row in rows],
         "steps": [str(result.steps[row]) for row in rows],
         "status": [_status(result, row) for row in rows],
     }
@@ -93,9 +89,7 @@ def _print_first(output: Console, result: Fit, labels: Any, names: Sequence[str]
     columns = first | shown | last
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(
-            escape(name), justify="left" if name in (group, "status") else "right", overflow="fold"
-        )
+        table.add_column(escape(name), justify="left" if name in (group, "status") else "right", overflow="fold")
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*(escape(cell) for cell in cells))
     output.print(table)
@@ -108,6 +102,11 @@ def _width(name: str, texts: Sequence[str]) -> int:
 
 def _short(text: str, longest: int = 24) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _number(result: Fit, row: int, values: np.ndarray) -> str:
+    """A figure of one model; a dash where descent diverged, since its last finite weights answer nothing."""
+    return "–" if result.status[row] == Status.DIVERGED else f"{values[row]:.6g}"
 
 
 def _status(result: Fit, row: int) -> str:
@@ -124,20 +123,14 @@ def _print_notes(output: Console, result: Fit, labels: Any) -> None:
     for number in np.argsort(-counts, kind="stable")[:8]:
         if not kinds[number]:
             continue
-        label = (
-            ""
-            if labels is None
-            else f" ({'such as ' if counts[number] > 1 else ''}{labels[int(first[number])]})"
-        )
+        label = "" if labels is None else f" ({'such as ' if counts[number] > 1 else ''}{labels[int(first[number])]})"
         output.print(f"* {kinds[number]}: {_models(int(counts[number]))}{escape(label)}", highlight=False)
 
 
 def print_whereabouts(output: Console, out: Path | None, plot: Path | None, count: int) -> None:
     """Say where all models and the picture are to be found, or how to have them written."""
     if out is not None:
-        output.print(
-            f"{'The model is' if count == 1 else f'All {_models(count)} are'} in {escape(str(out))}."
-        )
+        output.print(f"{'The model is' if count == 1 else f'All {_models(count)} are'} in {escape(str(out))}.")
     elif count > SHOWN_GROUPS:
         output.print(f"These are the first {SHOWN_GROUPS} of {count:,}; --out FILE.csv writes all of them.")
     if plot is not None:

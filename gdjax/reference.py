@@ -39,9 +39,7 @@ def predict(x: Weights, w: Weights) -> Any:
     if not is_vector(w) and not is_vector(x):
         return x * w
     if not (is_vector(w) and is_vector(x)) or len(x) != len(w) or len(w) == 0:
-        raise ValueError(
-            f"x and w must be scalars or equally long sequences, not empty; got x={x!r}, w={w!r}"
-        )
+        raise ValueError(f"x and w must be scalars or equally long sequences, not empty; got x={x!r}, w={w!r}")
     total = x[0] * w[0]
     for x_i, w_i in zip(x[1:], w[1:], strict=True):
         total = total + x_i * w_i

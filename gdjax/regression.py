@@ -192,9 +192,7 @@ def _check(inputs: np.ndarray, target: np.ndarray, dtype: str, tol: float | None
         raise ValueError(f"tol must be 0 or more, got {tol}")
 
 
-def _standardise(
-    inputs: np.ndarray, target: np.ndarray, groups: Groups, loss: Loss, intercept: bool
-) -> _Standard:
+def _standardise(inputs: np.ndarray, target: np.ndarray, groups: Groups, loss: Loss, intercept: bool) -> _Standard:
     x, t = inputs[groups.order], target[groups.order]
     # Without an intercept a shift would change the model: inputs are divided by their size alone.
     centre = groups.mean(x) * intercept
@@ -231,9 +229,7 @@ def _padded(standard: _Standard, members: np.ndarray) -> list[np.ndarray]:
 def _model_loss(elementwise: Elementwise) -> Callable[..., jax.Array]:
     """The loss of one group's weights; one function per loss, so that nothing is compiled twice."""
 
-    def model_loss(
-        w: jax.Array, x: jax.Array, t: jax.Array, share: jax.Array, *parameter: jax.Array
-    ) -> jax.Array:
+    def model_loss(w: jax.Array, x: jax.Array, t: jax.Array, share: jax.Array, *parameter: jax.Array) -> jax.Array:
         return jnp.sum(share * elementwise(x @ w, t, *parameter))
 
     return model_loss
@@ -265,9 +261,7 @@ def _pace(
     return 1 / np.where(largest > 0, largest, 1.0), converged
 
 
-def _user_weights(
-    standard: _Standard, weights: np.ndarray, intercept: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _user_weights(standard: _Standard, weights: np.ndarray, intercept: bool) -> tuple[np.ndarray, np.ndarray | None]:
     units = standard.units
     slopes = weights[:, : standard.spread.shape[1]] * units.link_scale[:, None] / standard.spread
     if not intercept:
@@ -276,15 +270,11 @@ def _user_weights(
     return slopes, bias
 
 
-def _notes(
-    standard: _Standard, loss: object, weights: np.ndarray, names: Sequence[str], intercept: bool
-) -> np.ndarray:
+def _notes(standard: _Standard, loss: object, weights: np.ndarray, names: Sequence[str], intercept: bool) -> np.ndarray:
     groups = standard.groups
     findings = [(groups.sizes < weights.shape[1], "fewer rows than weights")]
     if intercept:
-        findings += [
-            (~standard.varies[:, number], f"{name} is constant") for number, name in enumerate(names)
-        ]
+        findings += [(~standard.varies[:, number], f"{name} is constant") for number, name in enumerate(names)]
     if loss == "logistic":
         prediction = (standard.inputs * groups.repeat(weights)).sum(axis=1)
         margin = np.where(standard.target > 0.5, prediction, -prediction)

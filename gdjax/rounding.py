@@ -170,9 +170,7 @@ class Fast:
             return self.fma(*as_fma)
         with np.errstate(all="ignore"):
             result = operation(a, b)
-        if self.flush and np.any(
-            np.minimum(np.minimum(abs(a), abs(b)), abs(result)) <= 2.0**self.format.emin
-        ):
+        if self.flush and np.any(np.minimum(np.minimum(abs(a), abs(b)), abs(result)) <= 2.0**self.format.emin):
             return self.fma(*as_fma)
         return result
 
@@ -258,9 +256,7 @@ def _narrow(value: Array, fmt: Format, flush: bool) -> Array:
     rounded = np.ldexp(np.rint(np.ldexp(value, -last_bit)), last_bit)
     rounded = np.where(np.abs(rounded) >= 2.0 ** (fmt.emax + 1), np.copysign(np.inf, value), rounded)
     rounded = np.where(np.isfinite(value), rounded, value)
-    if (
-        flush
-    ):  # tiny after rounding with an unbounded exponent: below the midpoint next to the smallest normal
+    if flush:  # tiny after rounding with an unbounded exponent: below the midpoint next to the smallest normal
         tiny = np.abs(value) < smallest * (1 - fmt.unit_roundoff / 2)
         rounded = np.where(tiny, np.copysign(0.0, value), rounded)
     return rounded
@@ -337,9 +333,7 @@ def descend(
     w = np.asarray(w)
     fmt = FORMATS.get(w.dtype.name)
     if fmt is None:
-        raise TypeError(
-            f"w must be one of {', '.join(FORMATS)}, got {w.dtype}; convert it with w.astype(...)"
-        )
+        raise TypeError(f"w must be one of {', '.join(FORMATS)}, got {w.dtype}; convert it with w.astype(...)")
     x, t, r = (np.asarray(v, w.dtype) for v in (x, t, learning_rate))
     if x.shape != w.shape or t.shape != w.shape[:1] or r.shape not in ((), t.shape):
         raise ValueError(

@@ -1,7 +1,8 @@
 """Update rules: how one problem's weights move, given its gradient.
 
-A rule has `init(weights, loss) -> state` and `update(gradient, state, weights, step, loss) -> (weights, state)`, both for
-ONE problem, where `loss(weights)` closes over the problem's data. `hyperparams` are bound per problem before either.
+A rule has `init(weights, loss) -> state` and `update(gradient, state, weights, step, loss) -> (weights, state)`, both
+for ONE problem, where `loss(weights)` closes over the problem's data. `hyperparams` are bound per problem before
+either.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Transformation:
     """An optax-style `init`/`update` pair, or a function that makes one from the problem's hyperparameters."""
 
     optimizer: Any
-    constants: tuple[tuple[str, float], ...] = ()
+    constants: tuple[tuple[str, Any], ...] = ()
     sticky = False
 
     def build(self, hyper: dict[str, Any]) -> Any:
@@ -102,8 +103,8 @@ def extra_arguments(update: Callable[..., Any]) -> list[str]:
 def curvature_rate(weights: Any, loss: Callable[[Any], Any]) -> Any:
     """The rate `1/L`, L the largest curvature at `weights`, by power iteration on Hessian-vector products.
 
-    `v ← Hv/‖Hv‖`, `L = ‖Hv‖` (Golub and Van Loan, Matrix Computations, 4th ed., section 7.3.1). A loss without curvature
-    (the tutorial's residual) gives no scale: its rate is 1.
+    `v ← Hv/‖Hv‖`, `L = ‖Hv‖` (Golub and Van Loan, Matrix Computations, 4th ed., section 7.3.1). A loss without
+    curvature (the tutorial's residual) gives no scale: its rate is 1.
     """
     slope = jax.grad(loss)
     leaves, treedef = jax.tree.flatten(weights)

@@ -65,9 +65,7 @@ def shards(trial: Trial) -> Outcome:
         wrong = np.count_nonzero(~same_bits(got, expected))
         if wrong:
             return Outcome(False, f"{wrong:,} problems get other bits on {count} devices")
-    return Outcome(
-        True, f"the same bits on {' and '.join(map(str, [1, *counts]))} devices", {"devices": counts}
-    )
+    return Outcome(True, f"the same bits on {' and '.join(map(str, [1, *counts]))} devices", {"devices": counts})
 
 
 def vectors(trial: Trial) -> Outcome:
@@ -84,14 +82,10 @@ def vectors(trial: Trial) -> Outcome:
         got = _as_numpy(solve(trial.loss, trial.device, "auto", w, x, t, r, steps))
         alone = _as_numpy(solve(trial.loss, trial.device, "auto", w[7:8], x[7:8], t[7:8], r[7:8], steps))
         if not np.all(same_bits(alone, got[7:8])):
-            return Outcome(
-                False, f"{size} weights: a problem alone gets other bits than in a batch of {count}"
-            )
+            return Outcome(False, f"{size} weights: a problem alone gets other bits than in a batch of {count}")
         share, how = max(
             (
-                float(
-                    np.mean(same_bits(got, rounding.descend(w, x, t, r, steps, loss=trial.loss, rounding=h)))
-                ),
+                float(np.mean(same_bits(got, rounding.descend(w, x, t, r, steps, loss=trial.loss, rounding=h)))),
                 str(h),
             )
             for h in ROUNDINGS
@@ -104,9 +98,7 @@ def vectors(trial: Trial) -> Outcome:
     return Outcome(True, f"summed from left to right, {detail}", {"sizes": sizes, "roundings": list(named)})
 
 
-ROUNDINGS = tuple(
-    rounding.Rounding(*flags) for flags in itertools.product((False, True), (False, True), (True, False))
-)
+ROUNDINGS = tuple(rounding.Rounding(*flags) for flags in itertools.product((False, True), (False, True), (True, False)))
 
 
 def _mixed(trial: Trial) -> Problems:

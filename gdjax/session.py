@@ -19,16 +19,20 @@ from gdjax.batch import Batch, problem_shapes
 from gdjax.dryrun import check_program
 from gdjax.engine import fixed, refill, rounds
 from gdjax.engine.feed import Block, compile_block, run_block
-from gdjax.engine.lanes import UnsupportedError
+from gdjax.engine.kernels import KERNELS
+from gdjax.engine.lanes import UnsupportedError, operations
 from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, Program
 from gdjax.engine.refill import Ended
-from gdjax.plan import Plan
+from gdjax.plan import VECTOR, Plan
 from gdjax.solution import State
 
 log = logging.getLogger("gdjax")
 
 KEPT = 64
 """Kinds of problem whose compiled programs are kept."""
+
+FUSED_OPERATIONS = 256
+"""Longest pass of fused steps; XLA was seen to split longer passes."""
 
 SAMPLE, SAMPLE_STEPS = 1 << 19, 24
 """Problems and steps on which plans are measured."""
@@ -50,11 +54,13 @@ class Outcome:
 class Session:
     """One loss, rule and stop rule on one kind of problem and device."""
 
-    def __init__(self, program: Program, devices: Sequence[jax.Device]):
+    def __init__(self, program: Program, batch: Batch, devices: Sequence[jax.Device]):
         self.program = program
         self.devices = tuple(devices)
         self.blocks: dict[Any, Block] = {}
-        self.refused: str | None = None
+        self.refused, self.fusable = lane_form(program, batch)
+        if self.refused is not None:
+            log.info("the problem runs under vmap, not in lanes: %s", self.refused)
         self.best: Plan | None = None
         self.recalled = False
         self.lock = threading.Lock()
@@ -123,7 +129,9 @@ class Session:
         carried: tuple[Any, Any] = (None, None)
         if state is not None:
             rule_state = jax.tree.map(
-                lambda leaf, flag: np.asarray(leaf)[which] if flag else leaf, state.carried, unhashed(state.flags, state.carried)
+                lambda leaf, flag: np.asarray(leaf)[which] if flag else leaf,
+                state.carried,
+                unhashed(state.flags, state.carried),
             )
             carried = (rule_state, unhashed(state.flags, state.carried))
         again = self.run_until(some, steps, None, None, carried, start=state.total if state else 0)
@@ -131,7 +139,10 @@ class Session:
         taken, status = put(result.steps, again.steps), put(result.status, again.status)
         if state is not None:  # a problem that had diverged before stays at the step where it did
             before = np.asarray(state.status) == DIVERGED
-            taken, status = np.where(before, np.asarray(state.steps), taken), np.where(before, np.int8(DIVERGED), status)
+            taken, status = (
+                np.where(before, np.asarray(state.steps), taken),
+                np.where(before, np.int8(DIVERGED), status),
+            )
         return dataclasses.replace(
             result,
             weights=jax.tree.map(put, result.weights, again.weights),
@@ -172,11 +183,11 @@ class Session:
     def run_slab(
         self, batch: Batch, steps: int, plan: Plan | None, lane: Any, rule_state: tuple[Any, Any], start: int
     ) -> tuple[Ended, Plan]:
-        ran: list[Plan] = []
+        ran: dict[str, Plan] = {}
 
         def run(name: str, inputs: Any, flags: Any, count: int, first: int, second: int) -> Any:
             block = self.block(getattr(refill, name), inputs, flags, count, plan)
-            ran.append(block.plan)
+            ran[name] = block.plan
             return run_block(block, inputs, flags, count, first, second)
 
         if lane is None:
@@ -187,12 +198,13 @@ class Session:
         seated = refill.Running(lane, batch.data, batch.hyper)
         if self.program.stop is None or not dev.is_host(self.devices[0]):
             ended = run("finish", seated, lane_flags, batch.count, start, steps)
-            return ended, ran[-1]
+            return ended, ran["finish"]
         stride = self.block(refill.sprint, seated, lane_flags, batch.count, plan).plan.chunk
         stride = stride if stride > 1 else rounds.STRIDE
         few = batch.count * plans.kind_of(seated, lane_flags).bytes <= rounds.FEW_BYTES
         drive = rounds.straight if few else rounds.rounds
-        return drive(run, seated, lane_flags, start, steps, stride), ran[0]
+        ended = drive(run, seated, lane_flags, start, steps, stride)
+        return ended, ran.get("sprint", ran["finish"])
 
     def block(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
         """The compiled block for these inputs, in lanes where the problem has a lane form."""
@@ -200,22 +212,14 @@ class Session:
         with self.lock:
             wanted = plan
             if wanted is None and self.refused is None:
-                remembered = self.default if tile is fixed.tile else plans.refill
-                wanted = remembered(kind, self.devices[0], count)
+                sound = plans.default if tile is fixed.tile else plans.refill
+                wanted = sound(kind, self.devices[0], count)
             if wanted is not None:
-                wanted = plans.fitted(wanted, kind)
-            if wanted is not None and wanted.kernel == "lanes" and self.refused is None:
-                try:
-                    return self.compiled(tile, inputs, flags, wanted)
-                except UnsupportedError as error:
-                    self.refused = str(error)
-                    log.info("the loss runs under vmap, not in lanes: %s", error)
-            if wanted is None or wanted.kernel == "lanes":
-                wanted = plans.fallback(kind, self.devices[0], count, self.refused or "")
+                wanted = plans.fitted(wanted, self.fusable if kind.elementwise else 1)
+            if self.refused is not None and (wanted is None or wanted.kernel == "lanes"):
+                wanted = plans.fallback(kind, self.devices[0], count, self.refused)
+            assert wanted is not None
             return self.compiled(tile, inputs, flags, wanted)
-
-    def default(self, kind: plans.Kind, device: jax.Device, count: int) -> Plan:
-        return plans.default(kind, device, count)
 
     def compiled(self, tile: Any, inputs: Any, flags: Any, plan: Plan) -> Block:
         key = (tile, plan, jax.tree.structure(inputs), tuple(jax.tree.leaves(flags)))
@@ -244,7 +248,7 @@ class Sessions:
                 self.kept.move_to_end(key)
                 return self.kept[key]
         check_program(program, batch)
-        session = Session(program, devices)
+        session = Session(program, batch, devices)
         with self.lock:
             self.kept[key] = session
             while len(self.kept) > KEPT:
@@ -253,6 +257,45 @@ class Sessions:
 
 
 SESSIONS = Sessions()
+
+
+def lane_form(program: Program, batch: Batch) -> tuple[str | None, int]:
+    """Why the problem has no lane form (None: it has one), and how many of its steps may be fused into one pass.
+
+    Decided once, for all its tiles, from the problem alone. Fusing is for programs that carry their weights alone and are
+    short: XLA splits a long pass into several, at places that depend on its length, and where it splits, a product that
+    would have been contracted is rounded.
+    """
+    inputs = batch.weights, batch.data, batch.hyper
+    flags = own(batch.weights), batch.data_flags, batch.hyper_flags
+    lane = jax.tree.map(
+        lambda one, flag: jax.ShapeDtypeStruct((*one.shape, VECTOR) if flag else one.shape, one.dtype),
+        problem_shapes(inputs, flags),
+        flags,
+    )
+    kernel = KERNELS["lanes"](VECTOR)
+
+    def trace(inputs: Any) -> None:
+        (weights, data, hyper), (own_weights, own_data, own_hyper) = inputs, flags
+        state, own_state = kernel.call(program.init, (weights, data, hyper), flags)
+        index = np.int32(0)
+        if program.stop is None:
+            arguments = (weights, state, np.bool_(True), index, data, hyper)
+            kernel.call(program.step, arguments, (own_weights, own_state, False, False, own_data, own_hyper))
+        else:
+            seat, own_seat = kernel.call(
+                program.begin, (weights, state, index, data), (own_weights, own_state, False, own_data)
+            )
+            kernel.call(program.stride, (seat, data, hyper), (own_seat, own_data, own_hyper))
+        kernel.call(program.report, (weights, data), (own_weights, own_data))
+
+    try:
+        jax.eval_shape(trace, lane)
+    except UnsupportedError as error:
+        return str(error), 1
+    step = kernel.traces_of(program.step if program.stop is None else program.stride)[0]
+    alone = program.rule.sticky and len(jax.tree.leaves(batch.weights)) == 1
+    return None, max(1, FUSED_OPERATIONS // operations(step)) if alone else 1
 
 
 def own(tree: Any) -> Any:

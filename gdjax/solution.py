@@ -23,7 +23,9 @@ class Status(enum.IntEnum):
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["carried", "status", "steps"], meta_fields=["engine", "flags", "total"]
+    jax.tree_util.register_dataclass,
+    data_fields=["carried", "status", "steps"],
+    meta_fields=["engine", "flags", "total"],
 )
 @dataclasses.dataclass(frozen=True)
 class State:

@@ -39,8 +39,8 @@ class Step(NamedTuple):
 class StopRule:
     """A rule with a memory: `init()` gives the memory of a fresh problem, `test` says whether it is done.
 
-    Subclass it for rules that need more of the past than `Step` holds (patience, say): memory is any pytree of arrays of
-    fixed shape and dtype, kept per problem.
+    Subclass it for rules that need more of the past than `Step` holds (patience, say): memory is any pytree of arrays
+    of fixed shape and dtype, kept per problem.
     """
 
     def init(self) -> Any:
@@ -67,7 +67,7 @@ class StopRule:
         return id(self)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._key() == other._key()  # type: ignore[attr-defined]
+        return isinstance(other, StopRule) and type(self) is type(other) and self._key() == other._key()
 
     def __hash__(self) -> int:
         return hash((type(self), self._key()))
@@ -80,7 +80,7 @@ class Test(StopRule):
 
     def __init__(self, function: Callable[[Step], Any], name: str | None = None):
         self.function = function
-        self.name = name or getattr(function, "__name__", repr(function))
+        self.name = name or str(getattr(function, "__name__", function))
 
     def test(self, step: Step, memory: Any) -> tuple[Any, Any]:
         return self.function(step), memory
@@ -139,8 +139,8 @@ def as_rule(rule: Any) -> StopRule:
     if callable(rule):
         return Test(rule)
     raise TypeError(
-        f"stop is a {type(rule).__name__}; pass None, a rule from gdjax.stop such as gradient_below(1e-6), rules joined "
-        "with | and &, or a function of the step's state"
+        f"stop is a {type(rule).__name__}; pass None, a rule from gdjax.stop such as gradient_below(1e-6), rules "
+        "joined with | and &, or a function of the step's state"
     )
 
 

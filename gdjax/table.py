@@ -103,9 +103,7 @@ def number_column(table: "pa.Table", name: str) -> np.ndarray:
     elif pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
     elif not (
-        pa.types.is_integer(column.type)
-        or pa.types.is_floating(column.type)
-        or pa.types.is_decimal(column.type)
+        pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)
     ):
         raise TableError(f"column '{name}' holds {column.type}, not numbers; convert it to numbers first")
     numbers = column.cast(pa.float64(), safe=False).to_numpy()

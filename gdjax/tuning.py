@@ -53,7 +53,9 @@ def candidates(kind: Kind, default: Plan) -> list[Plan]:
 
 def worth_measuring(kind: Kind, device: jax.Device, count: int, steps: int) -> bool:
     """Whether a run is long enough that a better plan would save more than finding it costs."""
-    return dev.is_host(device) and count >= 1 << 16 and count * steps * kind.bytes > WORTH_SECONDS * STEP_BYTES_PER_SECOND
+    return (
+        dev.is_host(device) and count >= 1 << 16 and count * steps * kind.bytes > WORTH_SECONDS * STEP_BYTES_PER_SECOND
+    )
 
 
 def fastest(plans: list[Plan], run: Callable[[Plan], Any]) -> Plan:
@@ -67,7 +69,12 @@ def fastest(plans: list[Plan], run: Callable[[Plan], Any]) -> Plan:
             run(plan)
             taken[plan] = min(taken[plan], time.perf_counter() - begin)
     best = min(plans, key=lambda plan: taken[plan])
-    log.info("measured %d plans; %s takes %.0f%% of the default's time", len(plans), best, 100 * taken[best] / taken[plans[0]])
+    log.info(
+        "measured %d plans; %s takes %.0f%% of the default's time",
+        len(plans),
+        best,
+        100 * taken[best] / taken[plans[0]],
+    )
     return best
 
 

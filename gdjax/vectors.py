@@ -231,9 +231,7 @@ def _outputs(folder: Path, dtypes: dict[str, str]) -> dict[str, Array]:
         with open(as_npz, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             found = {name: file[name] for name in dtypes if name in file}
     except FileNotFoundError as error:
-        raise ValueError(
-            f"{str(folder)!r} holds neither outputs.json nor outputs.npz; README.txt says how"
-        ) from error
+        raise ValueError(f"{str(folder)!r} holds neither outputs.json nor outputs.npz; README.txt says how") from error
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"the outputs in {str(folder)!r} cannot be read: {error}") from error
     half = FORMATS["bfloat16"].dtype

@@ -39,7 +39,7 @@ def himmelblau(w: Any) -> Any:
 
 
 def softmax_regression(weights: Any, x: Any, label: Any) -> Any:
-    """Multiclass logistic regression with a small ridge: weights {"w": [4, 3], "b": [3]}, x [6, 4], label [6] integers."""
+    """Multiclass logistic regression with a small ridge: weights {"w": [4, 3], "b": [3]}, x [6, 4], integers [6]."""
     logits = x @ weights["w"] + weights["b"][None, :]
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)
     return -jnp.mean(chosen) + 0.005 * jnp.sum(weights["w"] ** 2)
@@ -69,8 +69,12 @@ FUNCTIONS = {
         himmelblau,
         1e-3,
         (1.0, 1.0),
-        ((3.0, 2.0), (-2.805118086952745, 3.131312518250573), (-3.779310253377747, -3.283185991286170),
-         (3.584428340330492, -1.848126526964404)),
+        (
+            (3.0, 2.0),
+            (-2.805118086952745, 3.131312518250573),
+            (-3.779310253377747, -3.283185991286170),
+            (3.584428340330492, -1.848126526964404),
+        ),
     ),
 }
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from problems import compilations
 
@@ -26,20 +27,33 @@ def call(**changes):
 
 BAD = {
     "lengths that differ": (
-        {"weights": {"a": ONE, "b": np.ones(5, np.float32)}}, ValueError,
+        {"weights": {"a": ONE, "b": np.ones(5, np.float32)}},
+        ValueError,
         ["weights['a'] has 4 problems", "weights['b'] has 5"],
     ),
-    "data of another length": ({"data": (ONE, np.ones(5, np.float32))}, ValueError, ["4 problems", "data[1] has 5", "in_axes"]),
+    "data of another length": (
+        {"data": (ONE, np.ones(5, np.float32))},
+        ValueError,
+        ["4 problems", "data[1] has 5", "in_axes"],
+    ),
     "nested data of another length": (
-        {"data": ({"x": ONE, "y": [np.ones(9, np.float32)]}, ONE)}, ValueError, ["4 problems", "data[0]['y'][0] has 9"],
+        {"data": ({"x": ONE, "y": [np.ones(9, np.float32)]}, ONE)},
+        ValueError,
+        ["4 problems", "data[0]['y'][0] has 9"],
     ),
     "rates of another length": ({"learning_rate": np.full(3, 0.1)}, ValueError, ["4 problems", "learning_rate has 3"]),
     "a leaf without problem axis": (
-        {"weights": {"w": ONE, "b": np.float32(1)}}, ValueError, ["weights['b']", "problem axis", "[N, ...]"],
+        {"weights": {"w": ONE, "b": np.float32(1)}},
+        ValueError,
+        ["weights['b']", "problem axis", "[N, ...]"],
     ),
     "a number for weights": ({"weights": 1.0}, ValueError, ["weights", "problem axis"]),
     "data without problem axis": ({"data": (ONE, np.float32(3))}, ValueError, ["data[1]", "in_axes=None"]),
-    "an empty batch": ({"weights": ONE[:0], "data": (ONE[:0], ONE[:0])}, ValueError, ["weights has 0 problems", "at least one"]),
+    "an empty batch": (
+        {"weights": ONE[:0], "data": (ONE[:0], ONE[:0])},
+        ValueError,
+        ["weights has 0 problems", "at least one"],
+    ),
     "no weights": ({"weights": {}}, ValueError, ["weights", "no arrays"]),
     "integer weights": ({"weights": np.ones(4, np.int32)}, TypeError, ["weights", "int32", "integer", "astype"]),
     "boolean weights": ({"weights": np.ones(4, bool)}, TypeError, ["weights", "bool", "floating"]),
@@ -56,15 +70,24 @@ BAD = {
     "in_axes that does not fit": ({"in_axes": ({"x": 0}, 0)}, ValueError, ["in_axes[0]", "data[0]"]),
     "a loss that is no scalar": (
         {"loss": lambda w, x, t: (t - x * w) * w, "weights": VECTOR, "data": (VECTOR, ONE)},
-        ValueError, ["loss", "shape (3,)", "scalar"],
+        ValueError,
+        ["loss", "shape (3,)", "scalar"],
     ),
     "a loss that returns two": ({"loss": lambda w, x, t: (w, x)}, ValueError, ["loss", "2 arrays", "scalar"]),
     "a loss that returns nothing": ({"loss": lambda w, x, t: None}, ValueError, ["loss", "scalar"]),
-    "a loss that returns an integer": ({"loss": lambda w, x, t: jnp.int32(1)}, TypeError, ["loss", "int32", "floating"]),
+    "a loss that returns an integer": (
+        {"loss": lambda w, x, t: jnp.int32(1)},
+        TypeError,
+        ["loss", "int32", "floating"],
+    ),
     "a complex loss": ({"loss": lambda w, x, t: jax.lax.complex(w, x)}, TypeError, ["loss", "complex64", "real"]),
     "a loss that raises": ({"loss": raising}, ValueError, ["loss", "KeyError", "no such column", "float32"]),
     "a loss of other arguments": ({"loss": lambda w: w}, ValueError, ["loss", "TypeError", "positional"]),
-    "a loss that looks at values": ({"loss": lambda w, x, t: w if w > 0 else -w}, ValueError, ["loss", "TracerBoolConversionError"]),
+    "a loss that looks at values": (
+        {"loss": lambda w, x, t: w if w > 0 else -w},
+        ValueError,
+        ["loss", "TracerBoolConversionError"],
+    ),
     "a loss whose shapes do not fit": ({"data": (VECTOR, ONE)}, ValueError, ["loss", "float32[3]"]),
     "a loss that is no function": ({"loss": "squared"}, TypeError, ["loss", "str", "function"]),
     "both rate and optimizer": ({"optimizer": object()}, ValueError, ["both", "learning_rate", "optimizer"]),
@@ -79,13 +102,21 @@ BAD = {
     "a rate that is NaN": ({"learning_rate": float("nan")}, ValueError, ["learning_rate is nan", "finite"]),
     "an infinite rate": ({"learning_rate": np.inf}, ValueError, ["learning_rate is inf", "finite"]),
     "one negative rate": ({"learning_rate": np.array([0.1, 0.1, -1.0, 0.1])}, ValueError, ["learning_rate[2] is -1.0"]),
-    "one rate that is NaN": ({"learning_rate": np.array([0.1, np.nan, 1.0, 0.1])}, ValueError, ["learning_rate[1] is nan"]),
+    "one rate that is NaN": (
+        {"learning_rate": np.array([0.1, np.nan, 1.0, 0.1])},
+        ValueError,
+        ["learning_rate[1] is nan"],
+    ),
     "a table of rates": ({"learning_rate": np.ones((4, 2))}, ValueError, ["learning_rate", "(4, 2)", "[N]"]),
     "a rate by another name": ({"learning_rate": "fast"}, ValueError, ["learning_rate='fast'", "'auto'"]),
     "a rate that is no number": ({"learning_rate": [None]}, TypeError, ["learning_rate", "number"]),
     "a complex rate": ({"learning_rate": 1j}, TypeError, ["learning_rate", "number"]),
     "hyperparameters with a rate": ({"hyperparams": {"b1": 0.9}}, ValueError, ["hyperparams", "optimizer"]),
-    "an optimizer that is none": ({"learning_rate": None, "optimizer": "adam"}, TypeError, ["optimizer", "str", "optax"]),
+    "an optimizer that is none": (
+        {"learning_rate": None, "optimizer": "adam"},
+        TypeError,
+        ["optimizer", "str", "optax"],
+    ),
     "stop that is no rule": ({"stop": 1e-6}, TypeError, ["stop", "float", "gradient_below"]),
     "an unknown device": ({"device": "gpus"}, ValueError, ["device='gpus'", "'gpu'"]),
     "an absent device": ({"device": "tpu"}, ValueError, ["device='tpu'", "cpu:0", "pip install"]),
@@ -113,26 +144,26 @@ def test_bad_input_is_named_before_anything_is_compiled(what):
 
 
 def test_hyperparameters_of_another_length():
-    import optax
-
     with pytest.raises(ValueError, match=r"4 problems.*b1.* has 3"):
         call(learning_rate=None, optimizer=optax.adam, hyperparams={"learning_rate": 0.1, "b1": np.full(3, 0.9)})
 
 
 def test_hyperparameters_with_a_finished_pair():
-    import optax
-
     with pytest.raises(ValueError, match=r"hyperparams.*optax\.adam"):
         call(learning_rate=None, optimizer=optax.adam(0.1), hyperparams={"b1": 0.9})
 
 
-@pytest.mark.parametrize(("changes", "fragments"), [
-    ({"learning_rate": None, "optimizer": lambda rate: None, "hyperparams": {}}, ["optimizer", "rate"]),
-    ({"stop": lambda s: s.weights[0] < 1}, ["stop"]),
-    ({"stop": lambda s: s.weights < 1, "weights": VECTOR, "data": (VECTOR, ONE)}, ["stop", "(3,)"]),
-    ({"learning_rate": lambda k: "fast"}, ["learning_rate"]),
-    ({"learning_rate": lambda k: jnp.ones(3)}, ["learning_rate", "(3,)"]),
-], ids=["optimizer", "stop raises", "stop is no scalar", "schedule is text", "schedule is no scalar"])
+@pytest.mark.parametrize(
+    ("changes", "fragments"),
+    [
+        ({"learning_rate": None, "optimizer": lambda rate: None, "hyperparams": {}}, ["optimizer", "rate"]),
+        ({"stop": lambda s: s.weights[0] < 1}, ["stop"]),
+        ({"stop": lambda s: s.weights < 1, "weights": VECTOR, "data": (VECTOR, ONE)}, ["stop", "(3,)"]),
+        ({"learning_rate": lambda k: "fast"}, ["learning_rate"]),
+        ({"learning_rate": lambda k: jnp.ones(3)}, ["learning_rate", "(3,)"]),
+    ],
+    ids=["optimizer", "stop raises", "stop is no scalar", "schedule is text", "schedule is no scalar"],
+)
 def test_functions_that_fail_are_named(changes, fragments):
     with compilations() as compiled, pytest.raises((ValueError, TypeError)) as raised:
         call(**changes)
@@ -157,9 +188,15 @@ def test_inside_jit_it_says_so():
 
 
 @pytest.mark.parametrize("tol", [-1.0, float("nan"), "small", None, True])
-@pytest.mark.parametrize("make", [
-    gdjax.stop.gradient_below, gdjax.stop.loss_below, gdjax.stop.loss_change_below, gdjax.stop.update_below,
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        gdjax.stop.gradient_below,
+        gdjax.stop.loss_below,
+        gdjax.stop.loss_change_below,
+        gdjax.stop.update_below,
+    ],
+)
 def test_tolerances(make, tol):
     with pytest.raises(ValueError, match=f"{make.__name__}; pass a number, zero or more"):
         make(tol)

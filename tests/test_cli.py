@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -133,6 +134,8 @@ def test_divergence_has_its_own_exit_status_and_is_written_all_the_same(tmp_path
                   "--learning-rate", 9, "--out", out, status=1)  # fmt: skip
     assert "3 diverged" in result.stdout
     assert [row["status"] for row in json.loads(out.read_text())] == ["DIVERGED"] * 3
+    row = next(line for line in result.stdout.splitlines() if "diverged" in line)
+    assert row.split()[1:4] == ["–", "–", "–"]  # what is left of them is no answer
 
 
 def test_a_small_group_is_solved_and_flagged(tmp_path, table):
@@ -228,6 +231,143 @@ def test_bad_usage_is_told_on_stderr_with_status_2(table, options, message):
     plain = {"--group": "shop", "--inputs": "day", "--target": "sales"}
     arguments = [part for pair in (plain | {options[0]: options[1]}).items() for part in pair]
     result = call("solve", table(), *arguments, status=2)
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_the_table_is_never_overwritten(tmp_path, table, option, through_a_link):
+    source = table()
+    if option == "--plot":
+        source = source.rename(tmp_path / "shops.png")
+    before = source.read_bytes()
+    named = source
+    if through_a_link:
+        named = tmp_path / f"link{source.suffix}"
+        named.symlink_to(source)
+    result = call("solve", source, "--inputs", "day", "--target", "sales", option, named, status=2)
+    assert f"{option} names" in result.stderr
+    assert "the table that is read" in " ".join(result.stderr.split())
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(("options", "status"), [([], 0), (["--learning-rate", "9"], 1)])
+def test_a_closed_pipe_leaves_the_exit_status_as_it_is(tmp_path, options, status):
+    """As in `gdjax solve ... | head`."""
+    out = tmp_path / "fits.csv"
+    arguments = [sys.executable, "-m", "gdjax", *TRENDS, "--out", str(out), *options]
+    run = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run.stdout.close()
+    message = run.stderr.read()
+    run.stderr.close()
+    assert run.wait() == status
+    assert message == ""
+    assert len(out.read_text().splitlines()) == 143
+
+
+def test_bench_prints_and_writes_what_was_measured(tmp_path, monkeypatch):
+    from gdjax import measure
+
+    tiny = [measure.Kind("scalar", 0, 1, 8, (4, 64), (4, 64))]
+    monkeypatch.setattr(measure, "measure", functools.partial(measure.measure, kinds=tiny))
+    out, plot = tmp_path / "speed.json", tmp_path / "speed.svg"
+    result = call("bench", "--device", "cpu", "--quick", "--out", out, "--plot", plot)
+    assert "steps/s" in result.stdout
+    assert "scalar, cpu:0: " in result.stdout
+    assert [point["problems"] for point in json.loads(out.read_text())["points"]] == [4, 64]
+    assert plot.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "abacus"], "device='abacus'"),
+        (["--out", "speed.csv"], "'.csv'; it must be one of .json"),
+        (["--plot", "speed.pdf"], "'.pdf'; it must be one of .png, .svg"),
+        (["--out", "no/such/folder/speed.json"], "there is no folder"),
+    ],
+)
+def test_bench_tells_bad_usage(options, message):
+    result = call("bench", "--quick", *options, status=2)
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+KERNELS = """
+def right(w, x, t, learning_rate, steps):
+    for _ in range(steps):
+        w = w + learning_rate * (x * (t - x * w))
+    return w
+
+
+def uphill(w, x, t, learning_rate, steps):
+    for _ in range(steps):
+        w = w - learning_rate * (x * (t - x * w))
+    return w
+
+
+def residual(w, x, t, learning_rate, steps):
+    for _ in range(steps):
+        w = w + learning_rate * x
+    return w
+"""
+
+
+@pytest.fixture
+def kernels(tmp_path, monkeypatch):
+    (tmp_path / "my_kernels.py").write_text(KERNELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield "my_kernels"
+    sys.modules.pop("my_kernels", None)
+
+
+def test_verify_passes_and_fails_kernels(tmp_path, kernels):
+    report = tmp_path / "report.json"
+    result = call("verify", "--kernel", f"{kernels}:right", "--quick", "--seed", 3, "--json", report)
+    assert "0 failed" in result.stdout
+    written = json.loads(report.read_text())
+    assert (written["passed"], written["seed"], written["loss"]) == (True, 3, "squared")
+    call("verify", "--kernel", f"{kernels}:residual", "--loss", "residual", "--quick")
+    result = call("verify", "--kernel", f"{kernels}:uphill", "--quick", "--json", report, status=1)
+    assert "FAIL" in result.stdout
+    assert json.loads(report.read_text())["passed"] is False
+
+
+def test_verify_exports_and_checks_vectors(tmp_path):
+    folder = tmp_path / "vectors"
+    exported = call("verify", "--export", folder, "--loss", "squared").stdout
+    assert "problems.json" in exported
+    cases = json.loads((folder / "problems.json").read_text())["cases"]
+    assert {case["loss"] for case in cases.values()} == {"squared"}
+    answers = {name: case["expected"]["ieee"] for name, case in cases.items()}
+    (folder / "outputs.json").write_text(json.dumps(answers))
+    assert "0 failed" in call("verify", "--check", folder).stdout
+    (folder / "outputs.json").write_text(json.dumps({name: ["0x1p+0"] * len(w) for name, w in answers.items()}))
+    assert "FAIL" in call("verify", "--check", folder, status=1).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kernel", "my_kernels:nothing"], "has no 'nothing'"),
+        (["--kernel", "my_kernels"], "must be module:function"),
+        (["--kernel", "no_such_module:f"], "cannot import 'no_such_module'"),
+        (["--loss", "cubic"], "cubic"),
+        (["--claim", "hope"], "hope"),
+        (["--device", "abacus"], "device='abacus'"),
+        (["--seed", "-1"], "--seed"),
+        (["--json", "report.txt"], "'.txt'; it must be one of .json"),
+        (["--check", "nowhere"], "holds no test vectors"),
+        (["--export", "no/such/folder"], "cannot be made"),
+        (["--export", "a", "--check", "b"], "--check cannot go with --export"),
+        (["--kernel", "my_kernels:right", "--check", "b"], "--check cannot go with --kernel"),
+        (["--export", "a", "--json", "r.json"], "--json cannot go with --export"),
+    ],
+)
+def test_verify_tells_bad_usage(kernels, options, message):
+    result = call("verify", *options, status=2)
     assert message in result.stderr
     assert result.stdout == ""
 

@@ -1,5 +1,8 @@
 """Devices: which there are, which are taken, and that answers lie where they were computed."""
 
+import pathlib
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -42,14 +45,17 @@ def test_auto_respects_jaxs_default_device():
         assert gdjax.select_device("auto") is jax.devices("cpu")[0]
 
 
-@pytest.mark.parametrize(("name", "fragments"), [
-    ("gpu:99", ["device='gpu:99'", "cpu:0"]),
-    ("tpu", ["device='tpu'", "there is", 'pip install "gdjax[tpu]"']),
-    ("cpu:8", ["device='cpu:8'", "cpu:7"]),
-    ("cpus", ["device='cpus'", "did you mean 'cpu'?"]),
-    ("quantum", ["device='quantum'", "'auto', 'cpu', 'gpu', 'tpu'"]),
-    ("cpu:one", ["'one' is not a device number", "cpu:0"]),
-])
+@pytest.mark.parametrize(
+    ("name", "fragments"),
+    [
+        ("gpu:99", ["device='gpu:99'", "cpu:0"]),
+        ("tpu", ["device='tpu'", "there is", 'pip install "gdjax[tpu]"']),
+        ("cpu:8", ["device='cpu:8'", "cpu:7"]),
+        ("cpus", ["device='cpus'", "did you mean 'cpu'?"]),
+        ("quantum", ["device='quantum'", "'auto', 'cpu', 'gpu', 'tpu'"]),
+        ("cpu:one", ["'one' is not a device number", "cpu:0"]),
+    ],
+)
 def test_what_is_not_there_is_named_with_what_is(name, fragments):
     with pytest.raises(ValueError) as raised:
         gdjax.select_device(name)
@@ -89,14 +95,13 @@ def test_many_devices_give_the_bits_of_one(stop):
 
 def test_device_names_stay_in_device_py():
     """No other module names a platform."""
-    import pathlib
-    import re
-
     folder = pathlib.Path(gdjax.__file__).parent
     core = ["kernel", "batch", "rules", "stop", "plan", "solution", "session", "minimize"]
     for path in [folder / f"{name}.py" for name in core] + sorted((folder / "engine").glob("*.py")):
         code = "\n".join(
-            line for line in path.read_text(encoding="utf-8").splitlines() if '"""' not in line and "device:" not in line
+            line
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if '"""' not in line and "device:" not in line
         )
         assert not re.findall(r"""==\s*["'](?:cpu|gpu|tpu|cuda)["']""", code), path.name
 

@@ -74,9 +74,16 @@ def test_one_batch_with_three_bad_problems(dtype, shape, rule):
     assert same_bits(answers(alone), pick(answers(out), GOOD))
 
 
-@pytest.mark.parametrize("make", [
-    optax.adam, optax.rmsprop, lambda learning_rate: optax.sgd(learning_rate, momentum=0.9), optax.adamw,
-], ids=["adam", "rmsprop", "momentum", "adamw"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        optax.adam,
+        optax.rmsprop,
+        lambda learning_rate: optax.sgd(learning_rate, momentum=0.9),
+        optax.adamw,
+    ],
+    ids=["adam", "rmsprop", "momentum", "adamw"],
+)
 @pytest.mark.parametrize("rule", STOPS, ids=IDS)
 def test_bad_problems_under_optax(make, rule):
     w, x, t, rates = batch(np.float64, (3,))
@@ -85,8 +92,13 @@ def test_bad_problems_under_optax(make, rule):
     def solve(which):
         with jax.numpy_dtype_promotion("standard"):
             return gdjax.minimize(
-                kernel.squared_loss, w[which], (x[which], t[which]), optimizer=make,
-                hyperparams={"learning_rate": rates[which]}, steps=STEPS, stop=rule,
+                kernel.squared_loss,
+                w[which],
+                (x[which], t[which]),
+                optimizer=make,
+                hyperparams={"learning_rate": rates[which]},
+                steps=STEPS,
+                stop=rule,
             )
 
     out = solve(np.arange(30))

@@ -50,7 +50,9 @@ def test_the_flag_is_as_before_after_an_error():
         gdjax.minimize(lambda w: w.nothing, W, learning_rate=0.1, steps=1)
     assert not flag()
     with jax.enable_x64(True):
-        gdjax.minimize(kernel.squared_loss, *(W.astype(np.float32), (X.astype(np.float32),) * 2), learning_rate=0.1, steps=1)
+        gdjax.minimize(
+            kernel.squared_loss, *(W.astype(np.float32), (X.astype(np.float32),) * 2), learning_rate=0.1, steps=1
+        )
         assert flag()
 
 
@@ -105,7 +107,7 @@ def test_boolean_data():
 
 @pytest.mark.parametrize("wanted", ["float64", np.float32, jnp.bfloat16])
 def test_dtype_brings_every_float_to_it(wanted):
-    w, x, t = (a.astype(np.float32) for a in (W, X, T))
+    w, x = W.astype(np.float32), X.astype(np.float32)
     seen = []
 
     def loss(w, x, t):

@@ -8,6 +8,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -107,8 +108,6 @@ SETTINGS = {
 PLANS = [
     Plan(kernel="lanes", tile=64, tiles=1, chunk=1),
     Plan(kernel="lanes", tile=32, tiles=5, chunk=4),
-    Plan(kernel="lanes", tile=256, tiles=2, chunk=2),
-    Plan(kernel="lanes", tile=96, tiles=1, chunk=3),
     Plan(kernel="lanes", tile=512, tiles=1, chunk=16),
 ]
 
@@ -137,6 +136,17 @@ def test_any_plan(name, plan):
     out = setting.solve(which, plan=plan)
     assert out.plan.tile == plan.tile
     assert_alike(setting, which, out)
+
+
+@pytest.mark.xfail(strict=True, reason="the next step's 0.9·m is this step's 0.9·m′: a product used twice (bugs.md B9)")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nesterov_of_scalars(dtype):
+    setting = Setting("squared", "momentum", dtype=dtype)
+    which = np.arange(203)
+    one_by_one = answers(setting.solve(which, plan=dataclasses.replace(PLANS[0], chunk=1)))
+    for chunk in (2, 3, 4, 8):
+        fused = setting.solve(which, plan=dataclasses.replace(PLANS[0], chunk=chunk))
+        assert same_bits(answers(fused), one_by_one), chunk
 
 
 @pytest.mark.parametrize("name", ["scalar", "vector, auto, stop rule", "vector, adamw", "shared data", "under vmap"])
@@ -179,7 +189,6 @@ def test_shared_data_of_one_problem():
 
 def test_shared_matrix_products_under_vmap():
     """A loss without lane form whose data all problems share: the fixed tile keeps its matrix products alike."""
-    import jax.numpy as jnp
 
     def loss(w, x, t):
         return jnp.mean(jnp.square(jnp.sort(x @ w) - t))

@@ -54,7 +54,8 @@ def test_difference_quotient_tends_to_the_gradient():
         w, x, t = np.float64(1), np.float64(2), np.float64(4)
         slope = float(kernel.gradient(kernel.squared_loss)(w, x, t))
         errors = [
-            float((kernel.squared_loss(w + h, x, t) - kernel.squared_loss(w, x, t)) / h) - slope for h in (0.5, 0.25, 2.0**-20)
+            float((kernel.squared_loss(w + h, x, t) - kernel.squared_loss(w, x, t)) / h) - slope
+            for h in (0.5, 0.25, 2.0**-20)
         ]
         assert errors == [1.0, 0.5, 2.0**-19]  # h·x²/2, exactly: every operation here is exact
         for h in (1.0, 2.0**-10, 2.0**-30):

@@ -1,4 +1,4 @@
-"""The lanes kernel: every family of operations against vmap, the declared order of sums, and what it hands back to vmap."""
+"""The lanes kernel: every family of operations against vmap, the order of sums, and what it hands back to vmap."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,8 @@ def test_lanes_agree_with_a_python_loop_of_one_problem():
                 p = jax.tree.map(lambda a, g: a - case.rate * g, p, slope(p, *(d[i] for d in data)))
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12),
-                p, jax.tree.map(lambda leaf: np.asarray(leaf)[i], out.weights),  # noqa: B023
+                p,
+                jax.tree.map(lambda leaf: np.asarray(leaf)[i], out.weights),  # noqa: B023
             )
 
 
@@ -197,8 +198,13 @@ def test_custom_derivatives_and_checkpoints_are_kept():
 
 def test_a_loss_that_ignores_some_of_its_data():
     out = gdjax.minimize(
-        lambda w, x, s: jnp.sum(w) * jnp.sum(s), np.ones((4, 2)), (np.ones(4), np.arange(3.0)),
-        in_axes=(0, None), learning_rate=0.5, steps=2, plan=LANES,
+        lambda w, x, s: jnp.sum(w) * jnp.sum(s),
+        np.ones((4, 2)),
+        (np.ones(4), np.arange(3.0)),
+        in_axes=(0, None),
+        learning_rate=0.5,
+        steps=2,
+        plan=LANES,
     )
     np.testing.assert_array_equal(out.weights, np.full((4, 2), 1 - 2 * 0.5 * 3))
 

@@ -113,8 +113,10 @@ def test_numpy_jax_strided_and_foreign_arrays_are_alike(scalars):
         assert same_bits(answers(solve(w, (form, t))), answers(expected))
 
 
-def test_lists_of_numbers_take_jaxs_default_dtype():
-    out = gdjax.minimize(lambda p: jnp.square(p["w"] - 1.0), {"w": np.array([3.0, 5.0], np.float32)}, learning_rate=0.25, steps=1)
+def test_weights_may_be_a_dict():
+    out = gdjax.minimize(
+        lambda p: jnp.square(p["w"] - 1.0), {"w": np.array([3.0, 5.0], np.float32)}, learning_rate=0.25, steps=1
+    )
     assert out.weights["w"].tolist() == [2.0, 3.0]
 
 
@@ -160,7 +162,8 @@ def test_losses_without_data_and_with_empty_leaves():
     empty = gdjax.minimize(
         lambda p: jnp.square(p["w"] - 1) + jnp.sum(p["none"]),
         {"w": np.zeros(2, np.float32), "none": np.zeros((2, 0), np.float32)},
-        learning_rate=0.5, steps=1,
+        learning_rate=0.5,
+        steps=1,
     )
     assert empty.weights["w"].tolist() == [1.0, 1.0]
     assert empty.weights["none"].shape == (2, 0)

@@ -13,6 +13,7 @@ import jax
 import pytest
 
 import gdjax
+from gdjax.commands import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -91,6 +92,12 @@ def test_the_tables_name_what_there_is():
     assert table("### Status") == [status.name for status in gdjax.Status]
     rules = [name for name in vars(gdjax.stop) if name.endswith("_below")]
     assert sorted(table("### Stop rules")) == sorted(name for name in rules if not name.startswith("_"))
+
+
+def test_the_commands_it_names_are_there():
+    named = set(re.findall(r"`gdjax (\w+)", README))
+    assert named >= {"solve", "devices"}
+    assert named <= {command.callback.__name__ for command in app.registered_commands}
 
 
 def test_files_the_readme_names_are_there():

@@ -1,5 +1,6 @@
 """A second call with the same kind of problem compiles nothing and does not trace the loss again."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -84,8 +85,6 @@ def test_the_same_stop_rule_made_anew(counted):
 
 
 def test_optax_with_other_hyperparameters(counted):
-    import jax
-
     with jax.numpy_dtype_promotion("standard"):
         options = {"optimizer": optax.adam, "hyperparams": {"learning_rate": np.full(50, 0.1)}}
         solve(counted, 50, **options)

@@ -36,7 +36,9 @@ def test_a_rate_for_all_and_a_rate_per_problem(scalars):
 
 def test_a_schedule_counts_updates_from_zero(scalars):
     w, x, t = scalars
-    out = gdjax.minimize(kernel.squared_loss, w, (x, t), learning_rate=lambda k: 0.5 / (k.astype(jnp.float32) + 2), steps=23)
+    out = gdjax.minimize(
+        kernel.squared_loss, w, (x, t), learning_rate=lambda k: 0.5 / (k.astype(jnp.float32) + 2), steps=23
+    )
     np.testing.assert_allclose(
         out.weights, numpy_descent(w, x, t, lambda k: np.float64(np.float32(0.5 / (k + 2))), 23), rtol=1e-6
     )

@@ -1,5 +1,6 @@
 """Every part of the tutorial, through `minimize`, against the reference."""
 
+import itertools
 from fractions import Fraction
 
 import jax.numpy as jnp
@@ -48,10 +49,13 @@ def test_twenty_steps_of_the_tutorial_equal_the_scalar_reference(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("loss", "name", "declared"), [
-    (kernel.squared_loss, "squared", rounding.FMA_FLUSHED),
-    (kernel.residual_loss, "residual", rounding.IEEE_FLUSHED),  # r·x does not change: its product leaves the loop
-])
+@pytest.mark.parametrize(
+    ("loss", "name", "declared"),
+    [
+        (kernel.squared_loss, "squared", rounding.FMA_FLUSHED),
+        (kernel.residual_loss, "residual", rounding.IEEE_FLUSHED),  # r·x does not change: its product leaves the loop
+    ],
+)
 def test_twenty_steps_equal_the_reference_in_the_cpus_rounding(dtype, loss, name, declared):
     rng = np.random.default_rng(2)
     w, x, t = (rng.normal(size=5003).astype(dtype) for _ in range(3))
@@ -88,7 +92,7 @@ def test_difference_quotient_tends_to_minus_x():
             assert abs(float(quotient) + x) <= 1e-3 * abs(x)  # float32 in the second: cancellation over h
     slopes = reference.difference_quotients(reference.squared_loss, 1.0, 2.0, 4.0, 1.0, 30)
     errors = [abs(s - -4.0) for s in slopes]
-    assert all(later <= 0.6 * sooner for sooner, later in zip(errors[:20], errors[1:21], strict=True))
+    assert all(later <= 0.6 * sooner for sooner, later in itertools.pairwise(errors[:21]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -77,9 +77,7 @@ def loop(case: Case, inputs: Inputs, device: str) -> Run:
     compiled = library(case.points, case.weights)
     function = getattr(compiled, case.family)
     if case.family == "vector" and inputs.data[0].shape[1:] != (case.points, case.weights):
-        raise ValueError(
-            f"the loop is compiled for {case.points} x {case.weights}, got {inputs.data[0].shape[1:]}"
-        )
+        raise ValueError(f"the loop is compiled for {case.points} x {case.weights}, got {inputs.data[0].shape[1:]}")
     steps = case.steps if inputs.useful_steps is None else round(float(inputs.useful_steps.mean()))
     notes = "" if case.tolerance is None else "as many steps, told beforehand, no stop rule"
 

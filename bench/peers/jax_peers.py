@@ -105,9 +105,7 @@ def jaxopt(case: Case, inputs: Inputs, device: str) -> Run:
         w, state = solver.run(w, *data)
         return w, state.iter_num, state.error <= (case.tolerance or 0.0)
 
-    return batched(
-        case, inputs, device, one, "stops by the 2-norm" if case.tolerance and case.weights > 1 else ""
-    )
+    return batched(case, inputs, device, one, "stops by the 2-norm" if case.tolerance and case.weights > 1 else "")
 
 
 def optimistix(case: Case, inputs: Inputs, device: str) -> Run:

@@ -102,9 +102,7 @@ def prange(case: Case, inputs: Inputs, device: str) -> Run:
         adam_kernel()
         return adam
 
-    kernel = (
-        scalar_kernel() if case.family == "scalar" else vector_kernel(case.family == "logistic", case.shared)
-    )
+    kernel = scalar_kernel() if case.family == "scalar" else vector_kernel(case.family == "logistic", case.shared)
     tolerance = np.float32(-1 if case.tolerance is None else case.tolerance)
     data = (x[None], t[None]) if case.shared else (x, t)
 

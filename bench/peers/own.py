@@ -33,9 +33,7 @@ def solve(case: Case, inputs: Inputs, keywords: dict[str, Any]) -> Answer:
 
     solution = jax.block_until_ready(gdjax.minimize(case.loss, inputs.weights, inputs.data, **keywords))
     converged = np.asarray(solution.status) == int(gdjax.Status.CONVERGED)
-    plan = ", ".join(
-        f"{name} {value}" for name, value in asdict(solution.plan).items() if value not in (None, "")
-    )
+    plan = ", ".join(f"{name} {value}" for name, value in asdict(solution.plan).items() if value not in (None, ""))
     return Answer(np.asarray(solution.weights), np.asarray(solution.steps), converged, plan)
 
 

@@ -56,15 +56,11 @@ def scipy_each(case: Case, inputs: Inputs, device: str) -> Run:
             data = tuple(array.astype(np.float64) for array in one.data)
             start = one.weights.astype(np.float64).ravel()
             found.append(
-                optimize.minimize(
-                    loss, start, data, "BFGS", gradient, options={"gtol": case.tolerance, "norm": np.inf}
-                )
+                optimize.minimize(loss, start, data, "BFGS", gradient, options={"gtol": case.tolerance, "norm": np.inf})
             )
         weights = np.array([result.x for result in found]).reshape(inputs.weights.shape)
         converged = np.array([result.success for result in found])
-        return Answer(
-            weights, np.array([result.nit for result in found]), converged, "BFGS in float64: fewer steps"
-        )
+        return Answer(weights, np.array([result.nit for result in found]), converged, "BFGS in float64: fewer steps")
 
     return run
 

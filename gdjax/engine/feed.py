@@ -61,7 +61,9 @@ def compile_block(
         return over_tiles(noted, plan.tile, plan.tiles, inputs, flags, used)
 
     shapes = jax.tree.map(
-        lambda leaf, own: jax.ShapeDtypeStruct((size, *leaf.shape[1:]) if own else leaf.shape, leaf.dtype), inputs, flags
+        lambda leaf, own: jax.ShapeDtypeStruct((size, *leaf.shape[1:]) if own else leaf.shape, leaf.dtype),
+        inputs,
+        flags,
     )
     number = jax.ShapeDtypeStruct((), jnp.int32)
     executables = []
@@ -73,7 +75,9 @@ def compile_block(
         executables.append(lowered.compile(compiler_options=dev.compiler_options(device)))
     leaves, tree = jax.tree.flatten(lowered.out_info)
     x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
-    return Block(plan, tuple(executables), tuple(devices), tree, tuple(leaves), tuple(jax.tree.leaves(out_flags[-1])), x64)
+    return Block(
+        plan, tuple(executables), tuple(devices), tree, tuple(leaves), tuple(jax.tree.leaves(out_flags[-1])), x64
+    )
 
 
 def run_block(block: Block, inputs: Any, flags: Any, count: int, start: int, steps: int) -> Any:
@@ -112,7 +116,8 @@ def on_host(
     def run(job: tuple[Any, tuple[int, int]]) -> None:
         executable, (first, last) = job
         cut = [
-            window(array, first, last, block.size, count) if flag else array for array, flag in zip(arrays, own, strict=True)
+            window(array, first, last, block.size, count) if flag else array
+            for array, flag in zip(arrays, own, strict=True)
         ]
         used = np.int32(-(-(last - first) // block.plan.tile))
         with jax.enable_x64(block.x64):
@@ -164,10 +169,10 @@ def on_accelerators(
                 for leaf, flag in zip(leaves, own, strict=True)
             ]
             used = np.int32(-(-(last - first) // block.plan.tile))
-            results = jax.tree.leaves(block.executables[turn](jax.tree.unflatten(tree, cut), *scalars, used, NEGATIVE_ZERO))
-            parts.append(
-                [r[: last - first] if flag else r for r, flag in zip(results, block.out_own, strict=True)]
+            results = jax.tree.leaves(
+                block.executables[turn](jax.tree.unflatten(tree, cut), *scalars, used, NEGATIVE_ZERO)
             )
+            parts.append([r[: last - first] if flag else r for r, flag in zip(results, block.out_own, strict=True)])
         home = block.devices[0]
         return [
             jnp.concatenate([jax.device_put(p[i], home) for p in parts]) if flag and len(parts) > 1 else parts[-1][i]

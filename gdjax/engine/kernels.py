@@ -38,7 +38,9 @@ class Kernel:
         closed, tree = self.trace(function, args, flags)
         own = jax.tree.leaves(flags)
         out = reaches(closed.jaxpr, own)
-        varies = [n < (len(args) if carried is None else carried) for n, a in enumerate(args) for _ in jax.tree.leaves(a)]
+        varies = [
+            n < (len(args) if carried is None else carried) for n, a in enumerate(args) for _ in jax.tree.leaves(a)
+        ]
         arrays = [jnp.asarray(a) for a in self.run(closed, jax.tree.leaves(args), own, varies, out)]
         return jax.tree.unflatten(tree, arrays), jax.tree.unflatten(tree, out)
 
@@ -59,6 +61,10 @@ class Kernel:
             )(*avals)
             self.traced[key] = closed, jax.tree.structure(shapes)
         return self.traced[key]
+
+    def traces_of(self, function: Callable[..., Any]) -> list[Any]:
+        """The jaxprs in which a function has been called."""
+        return [closed.jaxpr for (called, *_), (closed, _) in self.traced.items() if called == function]
 
     def one(self, leaf: Any, flag: bool) -> jax.ShapeDtypeStruct:
         """Shape and dtype for one problem."""
@@ -91,9 +97,7 @@ class Lanes(Kernel):
     def run(self, closed: Any, leaves: list[Any], own: list[bool], varies: list[bool], out: list[bool]) -> list[Any]:
         values = [Value(*each) for each in zip(leaves, own, varies, strict=True)]
         results = Evaluator(self.size, self.zero).run(closed.jaxpr, closed.consts, values)
-        return [
-            spread(r, r.shape, self.size) if flag else r.array for r, flag in zip(results, out, strict=True)
-        ]
+        return [spread(r, r.shape, self.size) if flag else r.array for r, flag in zip(results, out, strict=True)]
 
 
 class Vmap(Kernel):

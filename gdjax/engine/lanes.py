@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,24 +79,28 @@ class Evaluator:
         self.zero = zero
         self.written = 0
 
-    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> list[Value]:
+    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value], once: Sequence[bool] = ()) -> list[Value]:
+        """The outputs of `jaxpr`; `once` says which of them are used a single time outside."""
         env: dict[Any, Value] = {}
 
         def read(atom: Any) -> Value:
             if isinstance(atom, core.Literal):
-                return Value(np.asarray(atom.val, atom.aval.dtype), False, False)
+                aval: Any = atom.aval
+                return Value(np.asarray(atom.val, aval.dtype), False, False)
             return env[atom]
 
-        # An output counts as used twice: what becomes of it outside is not known here.
+        # An output counts as used twice where it is not known what becomes of it outside.
         uses = collections.Counter(v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, core.Literal))
-        uses.update(v for v in [*jaxpr.outvars] * 2 if not isinstance(v, core.Literal))
+        counted = [v for v, alone in zip(jaxpr.outvars, once, strict=True) if not alone] if once else jaxpr.outvars
+        uses.update(v for v in [*jaxpr.outvars, *counted] if not isinstance(v, core.Literal))
         env.update(zip(jaxpr.constvars, (Value(c, False, False) for c in consts), strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
         for eqn in jaxpr.eqns:
-            results = self.equation(eqn, [read(v) for v in eqn.invars])
+            alone = [uses[v] == 1 for v in eqn.outvars]
+            results = self.equation(eqn, [read(v) for v in eqn.invars], alone)
             for var, value in zip(eqn.outvars, results, strict=True):
-                once = value.varies and value.lane and uses[var] == 1
-                env[var] = value if once else self.rounded(value)
+                kept = value.varies and value.lane and uses[var] == 1
+                env[var] = value if kept else self.rounded(value)
         return [read(v) for v in jaxpr.outvars]
 
     def rounded(self, value: Value) -> Value:
@@ -103,11 +108,9 @@ class Evaluator:
         if not value.product:
             return value
         zero = lax.convert_element_type(self.zero, value.array.dtype)
-        return Value(
-            lax.add(value.array, lax.broadcast_in_dim(zero, value.array.shape, ())), value.lane, value.varies
-        )
+        return Value(lax.add(value.array, lax.broadcast_in_dim(zero, value.array.shape, ())), value.lane, value.varies)
 
-    def equation(self, eqn: Any, operands: list[Value]) -> list[Value]:
+    def equation(self, eqn: Any, operands: list[Value], alone: list[bool]) -> list[Value]:
         name = eqn.primitive.name
         self.count(1)
         if name in SUMS and all(v.product for v in operands):
@@ -115,7 +118,7 @@ class Evaluator:
         elif name not in SUMS and name not in PASSED_ON and name != "mul":
             operands = [self.rounded(v) for v in operands]
         if name in INLINED:
-            return self.run(*inner(eqn), operands)
+            return self.run(*inner(eqn), operands, alone)
         varies = any(v.varies for v in operands)
         if not any(v.lane for v in operands):
             out = eqn.primitive.bind(*(v.array for v in operands), **eqn.params)
@@ -126,7 +129,7 @@ class Evaluator:
         if name == "split":
             pieces = lax.split(operands[0].array, eqn.params["sizes"], eqn.params["axis"])
             return [Value(piece, True, varies) for piece in pieces]
-        product = name in PRODUCTS or (name in PASSED_ON and operands[0].product)
+        product = name in PRODUCTS or one_term(eqn) or (name in PASSED_ON and operands[0].product)
         if name in ELEMENTWISE:
             shape = eqn.outvars[0].aval.shape
             array = eqn.primitive.bind(*(spread(v, shape, self.size) for v in operands), **eqn.params)
@@ -185,6 +188,14 @@ def reaches(jaxpr: Any, flags: Sequence[bool]) -> list[bool]:
     return [not isinstance(v, core.Literal) and v in marked for v in jaxpr.outvars]
 
 
+def operations(jaxpr: Any) -> int:
+    """Roughly how many machine operations a jaxpr is, for one number per value."""
+    return sum(
+        operations(inner(eqn)[0]) if eqn.primitive.name in INLINED else 1 if eqn.primitive.name in SIMPLE else 12
+        for eqn in jaxpr.eqns
+    )
+
+
 def reduction(combine: Callable[[Any, Any], Any], identity: Callable[[Any], Any]) -> Callable[..., Any]:
     def rule(evaluator: Evaluator, operands: list[Value], eqn: Any) -> Any:
         (value,) = operands
@@ -214,6 +225,14 @@ def take(value: Value, axes: Sequence[int]) -> list[Any]:
     return pieces
 
 
+def one_term(eqn: Any) -> bool:
+    """Whether the operation is a dot product of one term: a product."""
+    if eqn.primitive.name != "dot_general":
+        return False
+    (contract, _), _ = eqn.params["dimension_numbers"]
+    return math.prod(eqn.invars[0].aval.shape[d] for d in contract) == 1
+
+
 def dot_general(evaluator: Evaluator, operands: list[Value], eqn: Any) -> Any:
     """Dot product as a chain of multiply-adds over the contracted index; output axes are batch, left, right."""
     (contract_l, contract_r), (batch_l, batch_r) = eqn.params["dimension_numbers"]
@@ -240,6 +259,8 @@ def dot_general(evaluator: Evaluator, operands: list[Value], eqn: Any) -> Any:
     if not left:
         return lax.full((*aval.shape, evaluator.size), 0, aval.dtype)
     products = [lax.mul(a, b) for a, b in zip(left, right, strict=True)]
+    if len(products) == 1:
+        return products[0]
     first = evaluator.rounded(Value(products[0], True, product=jnp.issubdtype(aval.dtype, jnp.floating)))
     return evaluator.fold(lax.add, [first.array, *products[1:]])
 
@@ -270,9 +291,7 @@ def transpose(evaluator: Evaluator, operands: list[Value], eqn: Any) -> Any:
 def slice_(evaluator: Evaluator, operands: list[Value], eqn: Any) -> Any:
     p = eqn.params
     strides = None if p["strides"] is None else (*p["strides"], 1)
-    return lax.slice(
-        operands[0].array, (*p["start_indices"], 0), (*p["limit_indices"], evaluator.size), strides
-    )
+    return lax.slice(operands[0].array, (*p["start_indices"], 0), (*p["limit_indices"], evaluator.size), strides)
 
 
 def reverse(evaluator: Evaluator, operands: list[Value], eqn: Any) -> Any:
@@ -328,6 +347,12 @@ ELEMENTWISE = frozenset(
     shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
     bitcast_convert_type population_count clz""".split()
 )
+
+SIMPLE = frozenset(
+    """abs add add_any and convert_element_type copy copy_p eq ge gt integer_pow is_finite le lt max min mul ne neg not or
+    select_n sign sqrt square sub broadcast_in_dim reshape squeeze dot_general reduce_max stop_gradient""".split()
+)
+"""Operations that are one instruction or none on a vector unit."""
 
 PRODUCTS = frozenset({"mul", "log1p", "square", "integer_pow", "reduce_prod"})
 """Operations that end in a multiplication."""

@@ -94,7 +94,12 @@ class Program:
             size = largest(jax.tree.map(jnp.subtract, new, weights))
             past["update_norm"] = size.astype(past["update_norm"].dtype)
         after = {
-            **lane, "weights": new, "state": state, "memory": memory, "past": past, "index": lane["index"] + jnp.int32(1)
+            **lane,
+            "weights": new,
+            "state": state,
+            "memory": memory,
+            "past": past,
+            "index": lane["index"] + jnp.int32(1),
         }
         # For a sticky rule finite weights prove a finite gradient.
         sound = finite(new) if self.rule.sticky else finite(new) & finite(gradient)
@@ -113,7 +118,10 @@ class Program:
         """After some strides: a problem to which nothing happened goes on, another waits where it stood."""
         stays = ~finite(after["weights"]) | (before["status"] != RUNNING)
         kept = jax.tree.map(lambda a, b: jnp.where(stays, b, a), after, before)
-        return {**kept, "status": jnp.where(stays & (before["status"] == RUNNING), jnp.int32(WAITING), before["status"])}
+        return {
+            **kept,
+            "status": jnp.where(stays & (before["status"] == RUNNING), jnp.int32(WAITING), before["status"]),
+        }
 
     def advance(self, lane: dict[str, Any], last: Any, data: Any, hyper: Any) -> dict[str, Any]:
         """Test the rule at the current weights, then take one update; a problem that is done stays as it is.
@@ -126,7 +134,9 @@ class Program:
             done,
             jnp.int32(CONVERGED),
             jnp.where(
-                lane["index"] >= last, jnp.int32(RAN_ALL_STEPS), jnp.where(sound, jnp.int32(RUNNING), jnp.int32(DIVERGED))
+                lane["index"] >= last,
+                jnp.int32(RAN_ALL_STEPS),
+                jnp.where(sound, jnp.int32(RUNNING), jnp.int32(DIVERGED)),
             ),
         )
         status = jnp.where(lane["status"] == RUNNING, ended, lane["status"])

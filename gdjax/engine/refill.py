@@ -130,9 +130,7 @@ def finish(kernel: Kernel, program: Program, chunk: int, flags: Running, start: 
 
         (lane,) = lax.while_loop(running, lambda carry: lax.fori_loop(0, 4, one, carry), carry)
         own = carry_flags[0]
-        (loss, norm), report_flags = kernel.call(
-            program.report, (lane["weights"], data), (own["weights"], flags.data)
-        )
+        (loss, norm), report_flags = kernel.call(program.report, (lane["weights"], data), (own["weights"], flags.data))
         # A loss that is not finite at the final weights is no answer, whatever the rule said.
         lane = {**lane, "status": jnp.where(jnp.isfinite(loss), lane["status"], jnp.int32(DIVERGED))}
         out, out_flags = Ended(lane, loss, norm), Ended(own, *report_flags)

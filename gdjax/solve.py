@@ -1,0 +1,92 @@
+"""What `gdjax solve` makes of its options, and of what was fitted."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gdjax.files import check_output
+from gdjax.formats import WRITERS
+from gdjax.losses import named_loss
+from gdjax.plot import DRAWABLE, Picture, draw, save
+from gdjax.regression import Fit
+from gdjax.solution import Status
+
+
+def check_outputs(table: Path, out: Path | None, plot: Path | None) -> None:
+    """Refuse files that cannot be written, and the table that is read."""
+    for option, path, endings in (("--out", out, tuple(WRITERS)), ("--plot", plot, DRAWABLE)):
+        if path is None:
+            continue
+        check_output(path, endings)
+        if path.exists() and table.exists() and path.samefile(table):
+            raise ValueError(f"{option} names {path}, the table that is read; name another file")
+
+
+def check_names(group: str | None, names: Sequence[str], target: str) -> None:
+    if not names:
+        raise ValueError("--inputs names no column; give at least one, such as --inputs year")
+    result = ("intercept", "loss", "gradient_norm", "steps", "status", "note")
+    taken = dict.fromkeys(result, "a column of the result")
+    for role, name in [*([("--group", group)] if group else []), *(("--inputs", name) for name in names)]:
+        if name in taken:
+            raise ValueError(f"{role} names '{name}', which is {taken[name]} already; leave it out or rename it")
+        taken[name] = f"named by {role}"
+    if target in (group, *names):
+        raise ValueError(f"--target names '{target}', which is {taken[target]} already; leave it out there")
+
+
+def parse_rate(learning_rate: str) -> float | None:
+    """The number given, None for auto."""
+    if learning_rate == "auto":
+        return None
+    try:
+        rate = float(learning_rate)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise ValueError(f"--learning-rate must be auto or a positive number, got '{learning_rate}'")
+    return rate
+
+
+def columns_of(result: Fit, group: str | None, labels: Any, names: Sequence[str]) -> dict[str, Any]:
+    """The result as a table, one row per group."""
+    columns: dict[str, Any] = {group: labels} if group else {}
+    if result.intercept is not None:
+        columns["intercept"] = result.intercept
+    columns |= {name: result.weights[:, number] for number, name in enumerate(names)}
+    columns |= {"loss": result.loss, "gradient_norm": result.gradient_norm, "steps": result.steps}
+    columns["status"] = np.array([status.name for status in Status])[result.status]
+    if (result.notes != "").any():
+        columns["note"] = result.notes
+    return columns
+
+
+def save_picture(
+    path: Path,
+    result: Fit,
+    x: np.ndarray,
+    t: np.ndarray,
+    codes: np.ndarray,
+    labels: Any,
+    names: Sequence[str],
+    target: str,
+    group: str | None,
+    loss: str,
+) -> None:
+    picture = Picture(
+        inputs=x,
+        target=t,
+        codes=codes,
+        labels=[str(label) for label in labels] if group else [],
+        weights=result.weights,
+        intercept=0 * result.weights[:, 0] if result.intercept is None else result.intercept,
+        good=result.status != Status.DIVERGED,
+        input_names=names,
+        target_name=target,
+        group_name=group or "",
+        response=named_loss(loss).response,
+    )
+    save(draw(picture), path)
