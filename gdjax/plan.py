@@ -90,7 +90,7 @@ def power_below(value: float, low: int, high: int) -> int:
 
 
 def default(kind: Kind, device: jax.Device, count: int) -> Plan:
-    """A sound lanes plan without measuring. Its shape depends on `count` by class only, so compiled programs serve many N."""
+    """A sound lanes plan without measuring; its shape depends on `count` by class only, and serves many N."""
     if not dev.is_host(device):
         tile = power_below(2 * count - 1, SMALL, 1 << 20)
         return Plan("lanes", tile, 1, 16 if kind.elementwise else 1)

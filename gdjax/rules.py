@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gdjax.stop import widest
+
 POWER_ITERATIONS = 24
 
 
@@ -117,8 +119,7 @@ def curvature_rate(weights: Any, loss: Callable[[Any], Any]) -> Any:
         total = sum(jnp.sum(jnp.square(d.astype(dtype))) for d in direction)
         return jnp.sqrt(jnp.asarray(total, dtype))
 
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*(leaf.dtype for leaf in leaves))
+    dtype = widest(leaves)
     tiny = jnp.finfo(dtype).tiny
 
     def iterate(carry: tuple[list[Any], Any], _: None) -> tuple[tuple[list[Any], Any], None]:

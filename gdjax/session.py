@@ -95,7 +95,7 @@ class Session:
         return self.replay(batch, steps, state, result, np.flatnonzero(broken)) if broken.any() else result
 
     def tuned(self, inputs: Any, flags: Any, count: int, steps: int, always: bool = False) -> Plan | None:
-        """The plan remembered for large batches of this kind, measured first where the run is long; None: the default."""
+        """The plan remembered for large batches of this kind, measured first where the run is long."""
         kind, device = plans.kind_of(inputs, flags), self.devices[0]
         default = plans.default(kind, device, count)
         if self.refused is not None or not dev.is_host(device) or (default.tiles == 1 and not always):
@@ -262,9 +262,10 @@ SESSIONS = Sessions()
 def lane_form(program: Program, batch: Batch) -> tuple[str | None, int]:
     """Why the problem has no lane form (None: it has one), and how many of its steps may be fused into one pass.
 
-    Decided once, for all its tiles, from the problem alone. Fusing is for programs that carry their weights alone and are
-    short: XLA splits a long pass into several, at places that depend on its length, and where it splits, a product that
-    would have been contracted is rounded.
+    Decided once, for all its tiles, from the problem alone. Fusing is for programs that carry their weights alone
+    and are short: XLA splits a long pass into several, at places that depend on its length, and where it
+    splits, a product that would have been contracted is rounded; and a product of what one step hands to the next is
+    computed in both, which compilers notice: used twice, it is not contracted.
     """
     inputs = batch.weights, batch.data, batch.hyper
     flags = own(batch.weights), batch.data_flags, batch.hyper_flags

@@ -29,7 +29,7 @@ class Status(enum.IntEnum):
 )
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Where a run stands, to be passed back as `resume=`: the rule's state, each problem's memory, the updates taken."""
+    """Where a run stands, to be passed back as `resume=`: each problem's lane or rule state, and the updates taken."""
 
     carried: Any
     status: Any

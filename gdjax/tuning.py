@@ -1,7 +1,8 @@
 """Plans found by measuring, and the small cache in which they are remembered.
 
-A remembered plan changes speed alone: every candidate gives every problem the same bits. The cache is one small JSON file
-per kind of problem, device and JAX version, written whole or not at all; a file that cannot be read is as good as none.
+A remembered plan changes speed alone: every candidate gives every problem the same bits. The cache is one small
+JSON file per kind of problem, device and JAX version, written whole or not at all; a file that
+cannot be read is as good as none.
 `GDJAX_CACHE_DIR` names another folder, `GDJAX_CACHE=off` switches it off.
 """
 

@@ -39,7 +39,9 @@ def test_tiles_lower_for_accelerators(platform, kernel_name, loss, shape):
         flags = refill.Start(own[0], None, own[1], own[2])
         lane, lane_flags = refill.begin(kernel, program, 1, flags, jnp.int32(0), steps)(inputs)
         seated = refill.Running(lane, inputs.data, inputs.hyper)
-        return refill.finish(kernel, program, 1, refill.Running(lane_flags, own[1], own[2]), jnp.int32(0), steps)(seated)[0]
+        return refill.finish(kernel, program, 1, refill.Running(lane_flags, own[1], own[2]), jnp.int32(0), steps)(
+            seated
+        )[0]
 
     for function, inputs in (
         (run_fixed, fixed.Inputs(weights, None, data, hyper)),

@@ -69,7 +69,9 @@ def test_measured_plan_is_remembered_and_used(cache):
     (kept,) = cache.glob("*.json")
     held = json.loads(kept.read_text())
     assert {k: held[k] for k in ("tile", "tiles", "chunk")} == {
-        "tile": first.plan.tile, "tiles": first.plan.tiles, "chunk": first.plan.chunk
+        "tile": first.plan.tile,
+        "tiles": first.plan.tiles,
+        "chunk": first.plan.chunk,
     }
 
 

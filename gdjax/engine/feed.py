@@ -44,7 +44,7 @@ class Block:
 def compile_block(
     engine: TileFunction, program: Any, plan: Plan, inputs: Any, flags: Any, devices: Sequence[jax.Device]
 ) -> Block:
-    """Compile `engine`'s tile of `program` for inputs like these; raises UnsupportedError if the kernel cannot take it."""
+    """Compile `engine`'s tile of `program` for inputs like these, on every device."""
     size = plan.tile * plan.tiles
     kernel = KERNELS[plan.kernel](plan.tile)
     out_flags: list[Any] = []
@@ -92,7 +92,7 @@ def run_block(block: Block, inputs: Any, flags: Any, count: int, start: int, ste
 
 
 def pieces(block: Block, count: int, lanes: int) -> list[tuple[int, int]]:
-    """The batch cut at tile boundaries into pieces that fit a block, at least one for every worker if there are tiles."""
+    """The batch cut at tile boundaries into pieces that fit a block, spread evenly over the workers."""
     tiles = -(-count // block.plan.tile)
     each = min(block.plan.tiles, max(1, -(-tiles // lanes)))
     rounds = -(-tiles // (each * lanes))

@@ -67,10 +67,11 @@ def tile(
         if chunk > 1:
             carry = lax.fori_loop(start + passes * chunk, start + steps, step, carry)
         weights, state, healthy = carry
-        (loss, norm), (loss_flag, norm_flag) = kernel.call(program.report, (weights, data), (own.weights, own.data))
+        report, report_flags = kernel.call(program.report, (weights, data), (own.weights, own.data))
+        loss, norm = kernel.spread(report, report_flags, (True, True))
         sound, sound_flag = kernel.call(finite, (weights,), (own.weights,))
         out = Outputs(weights, state, loss, norm, sound & healthy)
-        out_flags = Outputs(carry_flags[0], carry_flags[1], loss_flag, norm_flag, sound_flag)
+        out_flags = Outputs(carry_flags[0], carry_flags[1], True, True, sound_flag)
         return outward(kernel, out, out_flags), out_flags
 
     return run

@@ -6,9 +6,10 @@ sums and dot products are written out term by term, first index first, so that a
 Values that no lane owns (shared data and what is computed from it) stay as they are, without a lane axis.
 
 Rounding. Where a product feeds an addition, compilers for CPUs and TPUs contract the two to one multiply-add, rounded
-once; that is fast, wanted, and declared here. Where they have a choice (`a·b + c·d`, a product used twice, a product that
-does not change in the loop), the choice would depend on tile and chunk. There the product is written `a·b + z` with `z` a
-runtime −0.0: contracted, `fma(a, b, −0.0)` is the rounded product at no cost, and nothing is left to choose.
+once; that is fast, wanted, and declared here. Where they have a choice (`a·b + c·d`, a product used twice, a
+product that does not change in the loop), the choice would depend on tile and chunk. There the product is written
+`a·b + z` with `z` a runtime −0.0: contracted, `fma(a, b, −0.0)` is the rounded product at no cost, and
+nothing is left to choose.
   - `x·w`, summed: `fma(x_n, w_n, … fma(x_1, w_1, round(x_0·w_0)))`
   - `a·b ± c·d`: the right product is rounded, the left one contracted
   - a product used twice, or made of what the loop does not change: rounded
@@ -72,7 +73,7 @@ def spread(value: Value, shape: tuple[int, ...], size: int) -> Any:
 
 
 class Evaluator:
-    """Walks a jaxpr of one problem and emits its lane form, operation by operation. `zero` is −0.0, known at run time."""
+    """Walks a jaxpr of one problem and emits its lane form. `zero` is a −0.0 that is known at run time only."""
 
     def __init__(self, size: int, zero: Any):
         self.size = size
@@ -314,8 +315,8 @@ def pad(evaluator: Evaluator, operands: list[Value], eqn: Any) -> Any:
 def log1p(evaluator: Evaluator, operands: list[Value], eqn: Any) -> Any:
     """`log(1 + x) = x · log(u) / (u − 1)` with `u = 1 + x` rounded: a few units in the last place off, as a vector.
 
-    XLA's own log1p branches, which compilers cannot turn into vector code. (Kahan's form: D. Goldberg, What Every Computer
-    Scientist Should Know About Floating-Point Arithmetic, 1991, theorem 4.)
+    XLA's own log1p branches, which compilers cannot turn into vector code. (Kahan's form: D. Goldberg, What Every
+    Computer Scientist Should Know About Floating-Point Arithmetic, 1991, theorem 4.)
     """
     x = operands[0].array
     # A one that is known at run time only: XLA would simplify (x + 1) − 1 to x.
@@ -349,7 +350,8 @@ ELEMENTWISE = frozenset(
 )
 
 SIMPLE = frozenset(
-    """abs add add_any and convert_element_type copy copy_p eq ge gt integer_pow is_finite le lt max min mul ne neg not or
+    """abs add add_any and convert_element_type copy copy_p eq ge gt integer_pow is_finite le lt max min mul ne neg
+    not or
     select_n sign sqrt square sub broadcast_in_dim reshape squeeze dot_general reduce_max stop_gradient""".split()
 )
 """Operations that are one instruction or none on a vector unit."""

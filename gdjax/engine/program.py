@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gdjax.rules import Rule
-from gdjax.stop import Step, StopRule, largest
+from gdjax.stop import Step, StopRule, largest, widest
 
 RUNNING = -1
 RAN_ALL_STEPS = 0
@@ -54,7 +54,7 @@ class Program:
     def begin(self, weights: Any, state: Any, index: Any, data: Any) -> dict[str, Any]:
         """The lane of a problem with a stop rule: everything it must remember between steps."""
         scalar = jax.eval_shape(self.loss, weights, *data).dtype
-        kind = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(weights)))
+        kind = widest(weights)
         past = {"previous_loss": jnp.full((), jnp.inf, scalar), "update_norm": jnp.full((), jnp.inf, kind)}
         return {
             "weights": weights,

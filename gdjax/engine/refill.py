@@ -2,8 +2,8 @@
 
 Three compiled tiles. `begin` seats problems in lanes. `sprint` takes steps blindly, several at a time, noting only
 whether anything happened that ends a problem; one to which something happened waits where it stood before them.
-`finish` takes a waiting problem through those last steps one by one. Between sprints the lanes that wait are emptied and
-the others moved together (`gdjax.engine.rounds`), so that no lane runs for nothing longer than one sprint.
+`finish` takes a waiting problem through those last steps one by one. Between sprints the lanes that wait are
+emptied and the others moved together (`gdjax.engine.rounds`), so that no lane runs for nothing longer than one sprint.
 """
 
 from __future__ import annotations
@@ -130,10 +130,11 @@ def finish(kernel: Kernel, program: Program, chunk: int, flags: Running, start: 
 
         (lane,) = lax.while_loop(running, lambda carry: lax.fori_loop(0, 4, one, carry), carry)
         own = carry_flags[0]
-        (loss, norm), report_flags = kernel.call(program.report, (lane["weights"], data), (own["weights"], flags.data))
+        report, report_flags = kernel.call(program.report, (lane["weights"], data), (own["weights"], flags.data))
+        loss, norm = kernel.spread(report, report_flags, (True, True))
         # A loss that is not finite at the final weights is no answer, whatever the rule said.
         lane = {**lane, "status": jnp.where(jnp.isfinite(loss), lane["status"], jnp.int32(DIVERGED))}
-        out, out_flags = Ended(lane, loss, norm), Ended(own, *report_flags)
+        out, out_flags = Ended(lane, loss, norm), Ended(own, True, True)
         return outward(kernel, out, out_flags), out_flags
 
     return run
