@@ -55,14 +55,15 @@ def tile(
             )
             return kernel.spread(out, out_flags, carry_flags)
 
+        passes = steps // chunk
+
         def fused(number: Any, carry: Any) -> Any:
             if chunk > 1:
-                carry = vectorise(number, carry)
+                carry = vectorise(passes, carry)
             for offset in range(chunk):
                 carry = step(start + number * chunk + offset, carry)
             return carry
 
-        passes = steps // chunk
         carry = lax.fori_loop(0, passes, fused, carry)
         if chunk > 1:
             carry = lax.fori_loop(start + passes * chunk, start + steps, step, carry)
@@ -77,7 +78,7 @@ def tile(
     return run
 
 
-def vectorise(number: Any, carry: Any) -> Any:
+def vectorise(passes: Any, carry: Any) -> Any:
     """The same carry, behind a choice that always falls on it.
 
     XLA's CPU compiler emits a pass with a select through its loop emitter, which LLVM vectorises to the full width of
@@ -86,6 +87,6 @@ def vectorise(number: Any, carry: Any) -> Any:
     """
 
     def behind(leaf: Any) -> Any:
-        return leaf if leaf.ndim == 0 else jnp.where(number < 0, jnp.zeros_like(leaf), leaf)
+        return leaf if leaf.ndim == 0 else jnp.where(passes < 0, jnp.zeros_like(leaf), leaf)
 
     return jax.tree.map(behind, carry)

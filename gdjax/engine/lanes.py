@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -122,6 +123,8 @@ class Evaluator:
             return self.run(*inner(eqn), operands, alone)
         varies = any(v.varies for v in operands)
         if not any(v.lane for v in operands):
+            if all(isinstance(v.array, np.ndarray | np.generic) for v in operands):
+                return [Value(np.asarray(o), False, False) for o in constant(eqn, operands)]
             out = eqn.primitive.bind(*(v.array for v in operands), **eqn.params)
             product = name in PRODUCTS and jnp.issubdtype(out.dtype, jnp.floating)
             return [Value(o, False, varies, product) for o in (out if eqn.primitive.multiple_results else [out])]
@@ -168,6 +171,13 @@ class Evaluator:
             raise UnsupportedError(f"a sum of {len(terms)} terms, more than {MAX_TERMS}")
         self.count(len(terms))
         return functools.reduce(combine, terms)
+
+
+def constant(eqn: Any, operands: list[Value]) -> list[Any]:
+    """The results of an operation on constants, computed now: what is left for the compiler to fold stays foldable."""
+    with jax.ensure_compile_time_eval():
+        out = eqn.primitive.bind(*(jnp.asarray(v.array) for v in operands), **eqn.params)
+    return out if eqn.primitive.multiple_results else [out]
 
 
 def inner(eqn: Any) -> tuple[Any, Any]:
