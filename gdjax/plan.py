@@ -110,7 +110,7 @@ def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
     if dev.is_host(device) and kind.elementwise and SMALL < count <= 4096:
         return Plan("lanes", SMALL, 4096 // SMALL, 8)
     if dev.is_host(device) and kind.elementwise and SMALL < count <= 1 << 16:
-        return Plan("lanes", 1024, 16, 8)
+        return Plan("lanes", 2048, 16, 8)
     plan = default(kind, device, min(count, 1 << 17))
     chunk = 8 if kind.elementwise else 1
     return dataclasses.replace(plan, tiles=min(plan.tiles, 8), chunk=chunk)

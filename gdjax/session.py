@@ -21,7 +21,7 @@ from gdjax.engine import fixed, refill, rounds
 from gdjax.engine.feed import Block, compile_block, run_block
 from gdjax.engine.kernels import KERNELS
 from gdjax.engine.lanes import UnsupportedError, operations
-from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, Program
+from gdjax.engine.program import DIVERGED, RUNNING, Program
 from gdjax.engine.refill import Ended
 from gdjax.plan import VECTOR, Plan
 from gdjax.solution import State
@@ -83,16 +83,18 @@ class Session:
             plan = self.tuned(inputs, flags, batch.count, steps, measure)
         block = self.block(fixed.tile, inputs, flags, batch.count, plan)
         out = run_block(block, inputs, flags, batch.count, start, steps)
-        loss = np.asarray(out.loss)
         taken = np.full(batch.count, start + steps, np.int32)
-        status = np.where(np.isfinite(loss), np.int8(RAN_ALL_STEPS), np.int8(DIVERGED))
+        status = np.asarray(out.status)
         out_flags = jax.tree.unflatten(block.out_tree, block.out_own)
         kept = State(out.state, status, taken, "fixed", hashable(out_flags.state), start + steps)
         result = Outcome(out.weights, out.loss, out.gradient_norm, taken, status, kept, block.plan)
-        broken = ~np.asarray(out.healthy)
-        if state is not None:
-            broken |= np.asarray(state.status) == DIVERGED
-        return self.replay(batch, steps, state, result, np.flatnonzero(broken)) if broken.any() else result
+        again = state is not None and np.asarray(state.status).max() == DIVERGED
+        if status.min() != RUNNING and not again:
+            return result
+        broken = status == RUNNING
+        if again:
+            broken |= np.asarray(state.status) == DIVERGED  # type: ignore[union-attr]
+        return self.replay(batch, steps, state, result, np.flatnonzero(broken))
 
     def tuned(self, inputs: Any, flags: Any, count: int, steps: int, always: bool = False) -> Plan | None:
         """The plan remembered for large batches of this kind, measured first where the run is long."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gdjax.engine.kernels import Kernel
-from gdjax.engine.program import Program, finite
+from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, Program, finite
 from gdjax.engine.tile import inward, outward, settle
 
 
@@ -24,13 +24,13 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a block gives back. `healthy` is false where an update was not finite; such problems are run again."""
+    """What a block gives back. `status` is RUNNING where an update was not finite; such problems are run again."""
 
     weights: Any
     state: Any
     loss: Any
     gradient_norm: Any
-    healthy: Any
+    status: Any
 
 
 def tile(
@@ -70,12 +70,18 @@ def tile(
         weights, state, healthy = carry
         report, report_flags = kernel.call(program.report, (weights, data), (own.weights, own.data))
         loss, norm = kernel.spread(report, report_flags, (True, True))
-        sound, sound_flag = kernel.call(finite, (weights,), (own.weights,))
-        out = Outputs(weights, state, loss, norm, sound & healthy)
-        out_flags = Outputs(carry_flags[0], carry_flags[1], True, True, sound_flag)
+        ended, ended_flag = kernel.call(ending, (weights, healthy, loss), (own.weights, carry_flags[2], True))
+        out = Outputs(weights, state, loss, norm, ended)
+        out_flags = Outputs(carry_flags[0], carry_flags[1], True, True, ended_flag)
         return outward(kernel, out, out_flags), out_flags
 
     return run
+
+
+def ending(weights: Any, healthy: Any, loss: Any) -> Any:
+    """How one problem ended, from its last weights, whether all gradients were finite, and its last loss."""
+    status = jnp.where(jnp.isfinite(loss), jnp.int8(RAN_ALL_STEPS), jnp.int8(DIVERGED))
+    return jnp.where(finite(weights) & healthy, status, jnp.int8(RUNNING))
 
 
 def vectorise(passes: Any, carry: Any) -> Any:

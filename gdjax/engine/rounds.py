@@ -20,7 +20,7 @@ from gdjax.engine.refill import Ended, Running
 SLAB = 1 << 18
 """Problems that begin together; their lanes are all the optimizer state that is held at a time."""
 
-SHARE = 5
+SHARE = 4
 """A round is 1/SHARE of the updates taken so far."""
 
 STRIDE = 8
@@ -29,7 +29,7 @@ STRIDE = 8
 FEW_BYTES = 128 * 1024
 """Problems whose lanes and data are no larger run straight to their end."""
 
-FIRST = 2
+FIRST = 8
 """Looks in the first round."""
 
 Run = Callable[[str, Any, Any, int, int, int], Any]
