@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gdjax import kernel, reference, stop
+    from gdjax import host, kernel, reference, stop
     from gdjax.batch import random_weights
     from gdjax.device import DeviceInfo, devices, select_device
     from gdjax.minimize import minimize
@@ -23,6 +23,7 @@ __all__ = [
     "Status",
     "__version__",
     "devices",
+    "host",
     "kernel",
     "minimize",
     "random_weights",
@@ -32,7 +33,7 @@ __all__ = [
     "verify",
 ]
 
-_MODULES = frozenset({"kernel", "reference", "stop"})
+_MODULES = frozenset({"host", "kernel", "reference", "stop"})
 _HOMES = {
     "DeviceInfo": "device",
     "Plan": "plan",
