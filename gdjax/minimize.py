@@ -58,7 +58,7 @@ def minimize(
         device: `"auto"`, `"cpu"`, `"gpu"`, `"tpu"`, `"gpu:1"`, a `jax.Device`, a list of them, or a mesh.
         dtype: bring all floating arrays to this dtype; None keeps the dtypes that came in, float64 included.
         plan: `"auto"` (a remembered plan, a sound default, or for long runs one that is measured first), `"measure"`
-            (measure now and remember), or a `gdjax.Plan`. The results are the same under all of them.
+            (measure now and remember), or a `gdjax.Plan`. Results are the same under all but a `"vmap"` plan asked for.
         resume: the `state` of an earlier solution, whose weights are passed as `weights`, to go on from there.
         progress: not yet implemented; False.
         callback: not yet implemented; None.

@@ -24,7 +24,7 @@ VECTOR = 32
 """Tiles are whole pairs of the widest vectors: less would be computed by other instructions, with other rounding."""
 
 SMALL = 256
-"""Batches up to this size get a tile of this size."""
+"""Scalar batches up to this size get a tile of this size."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,9 +68,31 @@ class Session:
     def run(self, batch: Batch, steps: int, plan: Plan | str | None, state: State | None) -> Outcome:
         """All problems to their end; `plan` None: as remembered, or a sound default; `"measure"`: measured first."""
         measure, given = plan == "measure", plan if isinstance(plan, Plan) else None
+        if state is not None:
+            self.check_carried(batch, state)
         if self.program.stop is None:
             return self.run_fixed(batch, steps, given, state, measure)
         return self.run_until(batch, steps, given, state)
+
+    def check_carried(self, batch: Batch, state: State) -> None:
+        """What `state` carries must be what this rule and stop rule would have carried."""
+        inputs = batch.weights, batch.data, batch.hyper
+        flags = own(batch.weights), batch.data_flags, batch.hyper_flags
+        weights, data, hyper = problem_shapes(inputs, flags)
+        fresh, kept = jax.eval_shape(self.program.init, weights, data, hyper), state.flags
+        if self.program.stop is not None:
+            index = jax.ShapeDtypeStruct((), np.int32)
+            fresh, kept = jax.eval_shape(self.program.begin, weights, fresh, index, data), hashable(own(state.carried))
+        held = problem_shapes(state.carried, unhashed(kept, state.carried))
+        looks: list[Any] = [
+            (jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)])
+            for tree in (held, fresh)
+        ]
+        if looks[0] != looks[1]:
+            raise ValueError(
+                "resume comes from a run with another update rule, stop rule or kind of problem; go on with the "
+                "learning_rate or optimizer, the stop and the shapes you began with"
+            )
 
     def run_fixed(
         self, batch: Batch, steps: int, plan: Plan | None, state: State | None, measure: bool = False
@@ -107,7 +129,7 @@ class Session:
             name = self.tuning_name(inputs, flags)
             self.best, self.recalled = tuning.recall(name), True
             if self.best is None and measure:
-                sample = fixed.Inputs(*cut_tree(inputs, flags, SAMPLE))
+                sample = pick(inputs, flags, slice(SAMPLE))
                 size = min(count, SAMPLE)
 
                 def run(plan: Plan) -> None:
@@ -130,12 +152,8 @@ class Session:
         some = cut(batch, which)
         carried: tuple[Any, Any] = (None, None)
         if state is not None:
-            rule_state = jax.tree.map(
-                lambda leaf, flag: np.asarray(leaf)[which] if flag else leaf,
-                state.carried,
-                unhashed(state.flags, state.carried),
-            )
-            carried = (rule_state, unhashed(state.flags, state.carried))
+            flags = unhashed(state.flags, state.carried)
+            carried = (pick(state.carried, flags, which), flags)
         again = self.run_until(some, steps, None, None, carried, start=state.total if state else 0)
         put = lambda whole, part: scatter(whole, part, which)  # noqa: E731
         taken, status = put(result.steps, again.steps), put(result.status, again.status)
@@ -172,10 +190,10 @@ class Session:
             slab = batch if batch.count <= rounds.SLAB else cut(batch, which)
             lane = None
             if state is not None:
-                lane = jax.tree.map(lambda leaf, which=which: np.asarray(leaf)[which], state.carried)
+                lane = pick(state.carried, own(state.carried), which)
                 status = np.where(lane["status"] == DIVERGED, np.int32(DIVERGED), np.int32(RUNNING))
                 lane = {**lane, "weights": slab.weights, "status": status}
-            parts.append(self.run_slab(slab, steps, plan, lane, rule_state, start))
+            parts.append(self.run_slab(slab, steps, plan, lane, (pick(*rule_state, which), rule_state[1]), start))
         ended, ran = join([part for part, _ in parts]), parts[-1][1]
         lane = ended.lane
         status = lane["status"].astype(np.int8)
@@ -315,22 +333,19 @@ def unhashed(flags: Any, like: Any) -> Any:
 
 def cut(batch: Batch, which: Any) -> Batch:
     """Some problems of a batch: a slice, or the numbers of those wanted."""
-
-    def pick(leaf: Any, flag: bool) -> Any:
-        return np.asarray(leaf)[which] if flag else leaf
-
-    weights = jax.tree.map(lambda leaf: np.asarray(leaf)[which], batch.weights)
+    weights = pick(batch.weights, own(batch.weights), which)
     return dataclasses.replace(
         batch,
         weights=weights,
-        data=jax.tree.map(pick, batch.data, batch.data_flags),
-        hyper={k: pick(v, batch.hyper_flags[k]) for k, v in batch.hyper.items()},
+        data=pick(batch.data, batch.data_flags, which),
+        hyper=pick(batch.hyper, batch.hyper_flags, which),
         count=len(jax.tree.leaves(weights)[0]),
     )
 
 
-def cut_tree(tree: Any, flags: Any, count: int) -> Any:
-    return jax.tree.map(lambda leaf, flag: np.asarray(leaf)[:count] if flag else leaf, tree, flags)
+def pick(tree: Any, flags: Any, which: Any) -> Any:
+    """The problems at `which` of a pytree; what no problem owns stays."""
+    return jax.tree.map(lambda leaf, flag: np.asarray(leaf)[which] if flag else leaf, tree, flags)
 
 
 def join(parts: list[Ended]) -> Ended:

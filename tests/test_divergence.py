@@ -155,3 +155,25 @@ def test_weights_that_are_not_finite_at_the_start():
     out = gdjax.minimize(lambda w: jnp.square(w), w, learning_rate=0.25, steps=2)
     assert np.asarray(out.status).tolist() == [2, 2, 0]
     assert np.asarray(out.steps).tolist() == [0, 0, 2]
+
+
+def test_resumed_problems_that_break_in_several_slabs_end_as_in_one(monkeypatch):
+    """The rule's state of a resumed run is cut slab by slab with its problems."""
+    from gdjax.engine import rounds
+
+    rng = np.random.default_rng(5)
+    w, x, t = rng.normal(size=(3, 200)).astype(np.float32)
+    options = {"optimizer": optax.sgd(50.0, momentum=0.9), "device": "cpu"}
+    half = gdjax.minimize(kernel.squared_loss, w, (x, t), steps=3, **options)
+
+    def rest():
+        return gdjax.minimize(
+            kernel.squared_loss, half.weights, (x, t), steps=400, resume=half.state, **options
+        )
+
+    whole = rest()
+    monkeypatch.setattr(rounds, "SLAB", 64)
+    parts = rest()
+    assert (np.asarray(whole.status) == gdjax.Status.DIVERGED).sum() > 100
+    for name in ("weights", "steps", "status"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))

@@ -96,3 +96,21 @@ def test_the_state_outlives_a_trip_through_numpy():
     again = run(case, np.array(half.weights), data, 19, resume=loaded, **options)
     assert same_bits(answers(again), answers(run(case, w, data, 38, **options)))
     assert dataclasses.is_dataclass(loaded)
+
+
+@pytest.mark.parametrize("rule", ["descent", "auto", "adam"])
+@pytest.mark.parametrize("until", ["all steps", "stop rule"])
+def test_going_on_under_another_rule_is_refused(rule, until):
+    case = CASES["squared"]
+    w, data = case.batch(50)
+    half = run(case, w, data, 5, stop=STOPS[until], **RULES["momentum"])
+    with pytest.raises(ValueError, match="resume comes from a run with another update rule"):
+        run(case, half.weights, data, 5, resume=half.state, stop=STOPS[until], **RULES[rule])
+
+
+def test_going_on_under_another_stop_rule_with_memory_is_refused():
+    case = CASES["squared"]
+    w, data = case.batch(50)
+    half = run(case, w, data, 5, stop=STOPS["stop rule"], **RULES["descent"])
+    with pytest.raises(ValueError, match="resume comes from a run with another"):
+        run(case, half.weights, data, 5, resume=half.state, stop=STOPS["patience"], **RULES["descent"])
