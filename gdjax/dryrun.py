@@ -34,6 +34,12 @@ def check_program(program: Program, batch: Batch) -> None:
         check_optimizer(program, program.rule, weights, data, hyper)
     if program.stop is not None:
         check_stop(program.stop, weights, loss)
+    if program.record is not None:
+        norm = jax.eval_shape(largest, weights)
+        step = Step(INDEX, weights, loss, weights, norm, loss, norm)
+        noted = returned("record", f"on the step of one problem (weights {brief(weights)})", "", program.record, step)
+        if not jax.tree.leaves(noted):
+            raise ValueError("record returned nothing; return an array, or a pytree of arrays, of one problem")
 
 
 @contextmanager

@@ -20,6 +20,10 @@ from gdjax.session import SESSIONS
 from gdjax.solution import Solution, State
 
 
+MOST_ROWS = 257
+"""Rows of a record whose distance was left open: one more than a power of two, for both ends."""
+
+
 def minimize(
     loss: Callable[..., Any],
     weights: Any,
@@ -54,7 +58,8 @@ def minimize(
         hyperparams: for such a function, numbers or `[N]` arrays by name.
         steps: at most this many updates, an integer of at least 1.
         stop: None (take all steps), a rule from `gdjax.stop`, or a function of the step's state.
-        record: not yet implemented; None.
+        record: None; k, the loss every k updates; a function of the step's state (see `gdjax.stop`), noted at most 257
+            times on the way, or `(k, function)`, every k updates.
         device: `"auto"`, `"cpu"`, `"gpu"`, `"tpu"`, `"gpu:1"`, a `jax.Device`, a list of them, or a mesh.
         dtype: bring all floating arrays to this dtype; None keeps the dtypes that came in, float64 included.
         plan: `"auto"` (a remembered plan, a sound default, or for long runs one that is measured first), `"measure"`
@@ -84,19 +89,23 @@ def minimize(
     >>> print(s.weights, s.loss)
     [1.2] [1.6]
     """
-    not_yet(record=record, callback=callback, progress=progress or None)
+    not_yet(callback=callback, progress=progress or None)
     rule, hyper = choose_rule(learning_rate, optimizer, hyperparams)
     batch = prepare(weights, data, in_axes, hyper, dtype)
-    program = Program(checked_loss(loss), rule, None if stop is None else stops.as_rule(stop))
     count = check_steps(steps)
+    every, noted = choose_record(record, count)
+    program = Program(checked_loss(loss), rule, None if stop is None else stops.as_rule(stop), noted)
     devices = dev.select_devices(device)
     with jax.enable_x64(batch.x64 or jax.config.jax_enable_x64):  # type: ignore[attr-defined]
         check_resume(resume, program, batch.count)
         session = SESSIONS.get(program, batch, devices)
-        out = session.run(batch, count, chosen_plan(plan), resume)
+        out = session.run(batch, count, chosen_plan(plan), resume, every)
+    rows = np.arange(count // every + 1, dtype=np.int64) * every if every else None
+    if rows is not None and resume is not None:
+        rows = rows + resume.total
     arrays = ("weights", "loss", "gradient_norm", "steps", "status")
-    given = {name: dev.give(getattr(out, name), devices[0]) for name in arrays}
-    return Solution(**given, record=None, state=out.state, plan=out.plan, device=dev.label(devices))
+    given = {name: dev.give(getattr(out, name), devices[0]) for name in (*arrays, "record")}
+    return Solution(**given, record_steps=rows, state=out.state, plan=out.plan, device=dev.label(devices))
 
 
 def not_yet(**arguments: Any) -> None:
@@ -119,6 +128,29 @@ def check_steps(steps: Any) -> int:
     if isinstance(steps, bool) or not 1 <= count < 2**31:
         raise ValueError(f"steps={steps}; pass a whole number of at least 1 and below 2**31")
     return count
+
+
+def choose_record(record: Any, steps: int) -> tuple[int, Any]:
+    """`(updates from row to row, the figure)`; `(0, None)`: no record."""
+    if record is None:
+        return 0, None
+    if callable(record):
+        return max(1, -(-steps // (MOST_ROWS - 1))), record
+    every, figure = record if isinstance(record, tuple) and len(record) == 2 else (record, loss_of)
+    try:
+        count = operator.index(every)
+    except TypeError:
+        count = 0
+    if isinstance(every, bool) or count < 1 or not callable(figure):
+        raise ValueError(
+            f"record={record!r}; pass None, a whole number k of at least 1 (the loss every k updates), a function of the "
+            "step's state, or (k, function)"
+        )
+    return min(count, steps + 1), figure
+
+
+def loss_of(step: stops.Step) -> Any:
+    return step.loss
 
 
 def choose_rule(learning_rate: Any, optimizer: Any, hyperparams: Any) -> tuple[Rule, dict[str, Any]]:

@@ -17,7 +17,7 @@ from gdjax import plan as plans
 from gdjax import tuning
 from gdjax.batch import Batch, problem_shapes
 from gdjax.dryrun import check_program
-from gdjax.engine import fixed, refill, rounds
+from gdjax.engine import fixed, history, refill, rounds
 from gdjax.engine.feed import Block, compile_block, run_block
 from gdjax.engine.kernels import KERNELS
 from gdjax.engine.lanes import UnsupportedError, operations
@@ -49,6 +49,7 @@ class Outcome:
     status: Any
     state: State
     plan: Plan
+    record: Any = None
 
 
 class Session:
@@ -65,14 +66,17 @@ class Session:
         self.recalled = False
         self.lock = threading.Lock()
 
-    def run(self, batch: Batch, steps: int, plan: Plan | str | None, state: State | None) -> Outcome:
-        """All problems to their end; `plan` None: as remembered, or a sound default; `"measure"`: measured first."""
+    def run(self, batch: Batch, steps: int, plan: Plan | str | None, state: State | None, every: int = 0) -> Outcome:
+        """All problems to their end, with a row of record `every` so many updates (0: none).
+
+        `plan` None: as remembered, or a sound default; `"measure"`: measured first.
+        """
         measure, given = plan == "measure", plan if isinstance(plan, Plan) else None
         if state is not None:
             self.check_carried(batch, state)
         if self.program.stop is None:
-            return self.run_fixed(batch, steps, given, state, measure)
-        return self.run_until(batch, steps, given, state)
+            return self.run_fixed(batch, steps, given, state, measure, every)
+        return self.run_until(batch, steps, given, state, every=every)
 
     def check_carried(self, batch: Batch, state: State) -> None:
         """What `state` carries must be what this rule and stop rule would have carried."""
@@ -95,7 +99,13 @@ class Session:
             )
 
     def run_fixed(
-        self, batch: Batch, steps: int, plan: Plan | None, state: State | None, measure: bool = False
+        self,
+        batch: Batch,
+        steps: int,
+        plan: Plan | None,
+        state: State | None,
+        measure: bool = False,
+        every: int = 0,
     ) -> Outcome:
         start = state.total if state else 0
         inputs = fixed.Inputs(batch.weights, state.carried if state else None, batch.data, batch.hyper)
@@ -103,20 +113,36 @@ class Session:
         flags = fixed.Inputs(own(batch.weights), kept_flags, batch.data_flags, batch.hyper_flags)
         if plan is None:
             plan = self.tuned(inputs, flags, batch.count, steps, measure)
-        block = self.block(fixed.tile, inputs, flags, batch.count, plan)
-        out = run_block(block, inputs, flags, batch.count, start, steps)
+        out, own_state, plan, record = self.descend(inputs, flags, batch.count, plan, start, steps, every)
         taken = np.full(batch.count, start + steps, np.int32)
         status = np.asarray(out.status)
-        out_flags = jax.tree.unflatten(block.out_tree, block.out_own)
-        kept = State(out.state, status, taken, "fixed", hashable(out_flags.state), start + steps)
-        result = Outcome(out.weights, out.loss, out.gradient_norm, taken, status, kept, block.plan)
+        kept = State(out.state, status, taken, "fixed", hashable(own_state), start + steps)
+        result = Outcome(out.weights, out.loss, out.gradient_norm, taken, status, kept, plan, record)
         again = state is not None and np.asarray(state.status).max() == DIVERGED
         if status.min() != RUNNING and not again:
             return result
         broken = status == RUNNING
         if again:
             broken |= np.asarray(state.status) == DIVERGED  # type: ignore[union-attr]
-        return self.replay(batch, steps, state, result, np.flatnonzero(broken))
+        return self.replay(batch, steps, state, result, np.flatnonzero(broken), every)
+
+    def descend(
+        self, inputs: fixed.Inputs, flags: fixed.Inputs, count: int, plan: Plan | None, start: int, steps: int, every: int
+    ) -> tuple[fixed.Outputs, Any, Plan, Any]:
+        """`(outputs, flags of their state, plan, record)` of all steps; a problem that broke on the way says RUNNING."""
+        if not every:
+            block = self.block(fixed.tile, inputs, flags, count, plan)
+            out_flags = jax.tree.unflatten(block.out_tree, block.out_own)
+            return run_block(block, inputs, flags, count, start, steps), out_flags.state, block.plan, None
+
+        def run(inputs: Any, flags: Any, first: int, ahead: int) -> Any:
+            block = self.block(history.steady, inputs, flags, count, plan)
+            ran.append(block)
+            return run_block(block, inputs, flags, count, first, ahead), jax.tree.unflatten(block.out_tree, block.out_own)
+
+        ran: list[Block] = []
+        out, out_flags, record = history.steadily(run, inputs, flags, start, steps, every)
+        return out, out_flags.state, ran[-1].plan, record
 
     def tuned(self, inputs: Any, flags: Any, count: int, steps: int, always: bool = False) -> Plan | None:
         """The plan remembered for large batches of this kind, measured first where the run is long."""
@@ -147,14 +173,16 @@ class Session:
         healthy = jax.ShapeDtypeStruct((), bool)
         return tuning.key(self.program.step, (weights, state, healthy, scalar, data, hyper), self.devices[0])
 
-    def replay(self, batch: Batch, steps: int, state: State | None, result: Outcome, which: np.ndarray) -> Outcome:
+    def replay(
+        self, batch: Batch, steps: int, state: State | None, result: Outcome, which: np.ndarray, every: int
+    ) -> Outcome:
         """Run the problems that broke again, step by step, to end each at its last finite weights."""
         some = cut(batch, which)
         carried: tuple[Any, Any] = (None, None)
         if state is not None:
             flags = unhashed(state.flags, state.carried)
             carried = (pick(state.carried, flags, which), flags)
-        again = self.run_until(some, steps, None, None, carried, start=state.total if state else 0)
+        again = self.run_until(some, steps, None, None, carried, state.total if state else 0, every)
         put = lambda whole, part: scatter(whole, part, which)  # noqa: E731
         taken, status = put(result.steps, again.steps), put(result.status, again.status)
         if state is not None:  # a problem that had diverged before stays at the step where it did
@@ -171,6 +199,7 @@ class Session:
             steps=taken,
             status=status,
             state=dataclasses.replace(result.state, status=status, steps=taken),
+            record=jax.tree.map(put, result.record, again.record),
         )
 
     def run_until(
@@ -181,6 +210,7 @@ class Session:
         state: State | None,
         rule_state: tuple[Any, Any] = (None, None),
         start: int = 0,
+        every: int = 0,
     ) -> Outcome:
         """Until each problem's rule holds, slab by slab."""
         start = state.total if state else start
@@ -193,20 +223,23 @@ class Session:
                 lane = pick(state.carried, own(state.carried), which)
                 status = np.where(lane["status"] == DIVERGED, np.int32(DIVERGED), np.int32(RUNNING))
                 lane = {**lane, "weights": slab.weights, "status": status}
-            parts.append(self.run_slab(slab, steps, plan, lane, (pick(*rule_state, which), rule_state[1]), start))
-        ended, ran = join([part for part, _ in parts]), parts[-1][1]
+            carried = pick(*rule_state, which), rule_state[1]
+            parts.append(self.run_slab(slab, steps, plan, lane, carried, start, every))
+        ended, ran = join([part for part, _, _ in parts]), parts[-1][1]
+        record = join([part for _, _, part in parts]) if every else None
         lane = ended.lane
         status = lane["status"].astype(np.int8)
         kept = State(lane, status, lane["index"], "until", None, start + steps)
-        return Outcome(lane["weights"], ended.loss, ended.gradient_norm, lane["index"], status, kept, ran)
+        return Outcome(lane["weights"], ended.loss, ended.gradient_norm, lane["index"], status, kept, ran, record)
 
     def run_slab(
-        self, batch: Batch, steps: int, plan: Plan | None, lane: Any, rule_state: tuple[Any, Any], start: int
-    ) -> tuple[Ended, Plan]:
+        self, batch: Batch, steps: int, plan: Plan | None, lane: Any, rule_state: tuple[Any, Any], start: int, every: int
+    ) -> tuple[Ended, Plan, Any]:
         ran: dict[str, Plan] = {}
 
         def run(name: str, inputs: Any, flags: Any, count: int, first: int, second: int) -> Any:
-            block = self.block(getattr(refill, name), inputs, flags, count, plan)
+            tile = history.rows if name == "rows" else getattr(refill, name)
+            block = self.block(tile, inputs, flags, count, plan)
             ran[name] = block.plan
             return run_block(block, inputs, flags, count, first, second)
 
@@ -216,15 +249,18 @@ class Session:
             lane = run("begin", inputs, flags, batch.count, start, 0)
         lane_flags = refill.Running(own(lane), batch.data_flags, batch.hyper_flags)
         seated = refill.Running(lane, batch.data, batch.hyper)
+        if every:
+            drive = history.recorded(every, steps // every + 1)
+            ended, record = drive(run, seated, lane_flags, start, steps)
+            return ended, ran["rows"], record
         if self.program.stop is None or not dev.is_host(self.devices[0]):
             ended = run("finish", seated, lane_flags, batch.count, start, steps)
-            return ended, ran["finish"]
+            return ended, ran["finish"], None
         stride = self.block(refill.sprint, seated, lane_flags, batch.count, plan).plan.chunk
         stride = stride if stride > 1 else rounds.STRIDE
         few = batch.count * plans.kind_of(seated, lane_flags).bytes <= rounds.FEW_BYTES
-        drive = rounds.straight if few else rounds.rounds
-        ended = drive(run, seated, lane_flags, start, steps, stride)
-        return ended, ran.get("sprint", ran["finish"])
+        ended = (rounds.straight if few else rounds.rounds)(run, seated, lane_flags, start, steps, stride)
+        return ended, ran.get("sprint", ran["finish"]), None
 
     def block(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
         """The compiled block for these inputs, in lanes where the problem has a lane form."""
@@ -232,7 +268,7 @@ class Session:
         with self.lock:
             wanted = plan
             if wanted is None and self.refused is None:
-                sound = plans.default if tile is fixed.tile else plans.refill
+                sound = plans.default if tile in (fixed.tile, history.steady) else plans.refill
                 wanted = sound(kind, self.devices[0], count)
             if wanted is not None:
                 wanted = plans.fitted(wanted, self.fusable if kind.elementwise else 1)
@@ -348,7 +384,7 @@ def pick(tree: Any, flags: Any, which: Any) -> Any:
     return jax.tree.map(lambda leaf, flag: np.asarray(leaf)[which] if flag else leaf, tree, flags)
 
 
-def join(parts: list[Ended]) -> Ended:
+def join(parts: list[Any]) -> Any:
     if len(parts) == 1:
         return jax.tree.map(np.asarray, parts[0])
 

@@ -41,7 +41,7 @@ class State:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["weights", "loss", "gradient_norm", "steps", "status", "record", "state"],
+    data_fields=["weights", "loss", "gradient_norm", "steps", "status", "record", "record_steps", "state"],
     meta_fields=["plan", "device"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Solution:
         gradient_norm: `[N]`, the largest absolute entry of the gradient at the weights.
         steps: `[N]` int32, updates taken.
         status: `[N]` int8, a `Status` for each problem.
-        record: what `record=` asked for, or None.
+        record: what `record=` asked for, `[N, R, ...]`: the figure after `record_steps` updates, NaN (in whole numbers
+            0) after a problem's end; None where nothing was asked for.
+        record_steps: `[R]` int64, updates taken at each row of the record, or None.
         state: pass it back as `resume=` to go on from here.
         plan: the `Plan` that ran.
         device: the name of the device that ran it.
@@ -70,6 +72,7 @@ class Solution:
     steps: Any
     status: Any
     record: Any
+    record_steps: Any
     state: Any
     plan: Plan
     device: str

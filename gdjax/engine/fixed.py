@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gdjax.engine.kernels import Kernel
@@ -39,43 +40,59 @@ def tile(
     """The function of one tile of problems: `steps` updates from update number `start` on, `chunk` of them per pass."""
 
     def run(inputs: Inputs) -> tuple[Outputs, Outputs]:
-        weights, state, data, hyper = inward(kernel, inputs, flags)
-        own = flags
-        if state is None:
-            state, fresh = kernel.call(program.init, (weights, data, hyper), (own.weights, own.data, own.hyper))
-            own = own._replace(state=fresh)
-        carry = (weights, state, jnp.ones((), bool))
-        carry_flags = (own.weights, own.state, False)
-        rest, rest_flags = (start, data, hyper), (False, own.data, own.hyper)
-        carry, carry_flags = settle(kernel, program.step, carry, carry_flags, rest, rest_flags)
-
-        def step(index: Any, carry: Any) -> Any:
-            out, out_flags = kernel.call(
-                program.step, (*carry, index, data, hyper), (*carry_flags, False, own.data, own.hyper), carried=4
-            )
-            return kernel.spread(out, out_flags, carry_flags)
-
-        passes = steps // chunk
-
-        def fused(number: Any, carry: Any) -> Any:
-            if chunk > 1:
-                carry = vectorise(passes, carry)
-            for offset in range(chunk):
-                carry = step(start + number * chunk + offset, carry)
-            return carry
-
-        carry = lax.fori_loop(0, passes, fused, carry)
-        if chunk > 1:
-            carry = lax.fori_loop(start + passes * chunk, start + steps, step, carry)
-        weights, state, healthy = carry
-        report, report_flags = kernel.call(program.report, (weights, data), (own.weights, own.data))
-        loss, norm = kernel.spread(report, report_flags, (True, True))
-        ended, ended_flag = kernel.call(ending, (weights, healthy, loss), (own.weights, carry_flags[2], True))
-        out = Outputs(weights, state, loss, norm, ended)
-        out_flags = Outputs(carry_flags[0], carry_flags[1], True, True, ended_flag)
+        inputs = inward(kernel, inputs, flags)
+        carry, carry_flags, step = ready(kernel, program, flags, inputs)
+        out, out_flags = outcome(kernel, program, flags, inputs, descend(step, carry, start, steps, chunk), carry_flags)
         return outward(kernel, out, out_flags), out_flags
 
     return run
+
+
+def ready(kernel: Kernel, program: Program, flags: Any, inputs: Any) -> tuple[Any, Any, Callable[[Any, Any], Any]]:
+    """What a loop of updates carries, its flags, and one update: `step(number, carry) -> carry`."""
+    weights, state, data, hyper = inputs.weights, inputs.state, inputs.data, inputs.hyper
+    state_flags = flags.state
+    if state is None:
+        state, state_flags = kernel.call(program.init, (weights, data, hyper), (flags.weights, flags.data, flags.hyper))
+    carry = (weights, state, jnp.ones((), bool))
+    carry_flags = (flags.weights, state_flags, False)
+    rest, rest_flags = (np.int32(0), data, hyper), (False, flags.data, flags.hyper)
+    carry, carry_flags = settle(kernel, program.step, carry, carry_flags, rest, rest_flags)
+
+    def step(index: Any, carry: Any) -> Any:
+        out, out_flags = kernel.call(
+            program.step, (*carry, index, data, hyper), (*carry_flags, False, flags.data, flags.hyper), carried=4
+        )
+        return kernel.spread(out, out_flags, carry_flags)
+
+    return carry, carry_flags, step
+
+
+def descend(step: Callable[[Any, Any], Any], carry: Any, start: Any, steps: Any, chunk: int) -> Any:
+    """`steps` updates from update number `start` on, `chunk` of them per pass."""
+    passes = steps // chunk
+
+    def fused(number: Any, carry: Any) -> Any:
+        if chunk > 1:
+            carry = vectorise(passes, carry)
+        for offset in range(chunk):
+            carry = step(start + number * chunk + offset, carry)
+        return carry
+
+    carry = lax.fori_loop(0, passes, fused, carry)
+    return lax.fori_loop(start + passes * chunk, start + steps, step, carry) if chunk > 1 else carry
+
+
+def outcome(
+    kernel: Kernel, program: Program, flags: Any, inputs: Any, carry: Any, carry_flags: Any
+) -> tuple[Outputs, Outputs]:
+    """What a tile gives back after its last update, and the flags of it."""
+    weights, state, healthy = carry
+    report, report_flags = kernel.call(program.report, (weights, inputs.data), (carry_flags[0], flags.data))
+    loss, norm = kernel.spread(report, report_flags, (True, True))
+    ended, ended_flag = kernel.call(ending, (weights, healthy, loss), (carry_flags[0], carry_flags[2], True))
+    out_flags = Outputs(carry_flags[0], carry_flags[1], True, True, ended_flag)
+    return Outputs(weights, state, loss, norm, ended), out_flags
 
 
 def ending(weights: Any, healthy: Any, loss: Any) -> Any:

@@ -19,17 +19,19 @@ RUNNING = -1
 RAN_ALL_STEPS = 0
 CONVERGED = 1
 DIVERGED = 2
-WAITING = 3
+STOPPED = 3
+WAITING = -2
 """Something ends this problem within the next strides: it waits to take them one by one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A loss, how it descends, and when it is done."""
+    """A loss, how it descends, when it is done, and which figure of it is recorded on the way."""
 
     loss: Callable[..., Any]
     rule: Rule
     stop: StopRule | None
+    record: Callable[[Step], Any] | None = None
 
     def bound(self, data: Any) -> Callable[[Any], Any]:
         return lambda weights: self.loss(weights, *data)
@@ -53,28 +55,25 @@ class Program:
 
     def begin(self, weights: Any, state: Any, index: Any, data: Any) -> dict[str, Any]:
         """The lane of a problem with a stop rule: everything it must remember between steps."""
-        scalar = jax.eval_shape(self.loss, weights, *data).dtype
-        kind = widest(weights)
-        past = {"previous_loss": jnp.full((), jnp.inf, scalar), "update_norm": jnp.full((), jnp.inf, kind)}
         return {
             "weights": weights,
             "state": state,
             "memory": jax.tree.map(jnp.asarray, self.stop.init()) if self.stop else (),
-            "past": {name: past[name] for name in self.remembered(weights, data, past)},
+            "past": self.fresh_past(weights, data),
             "index": index,
             "status": jnp.full((), RUNNING, jnp.int32),
         }
 
     def remembered(self, weights: Any, data: Any, past: dict[str, Any]) -> list[str]:
-        """Which figures of the previous step the rule looks at: the others are not kept."""
-        if self.stop is None:
-            return []
+        """Which figures of the previous step are looked at: the others are not kept."""
 
         def seen(past: dict[str, Any], weights: Any) -> Any:
             loss = jnp.zeros((), past["previous_loss"].dtype)
             norm = jnp.zeros((), past["update_norm"].dtype)
             step = Step(jnp.int32(0), weights, loss, weights, norm, past["previous_loss"], past["update_norm"])
-            return self.stop.test(step, jax.tree.map(jnp.asarray, self.stop.init()))  # type: ignore[union-attr]
+            noted = self.record(step) if self.record else ()
+            done = self.stop.test(step, jax.tree.map(jnp.asarray, self.stop.init())) if self.stop else ()
+            return noted, done
 
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (past, weights))
         jaxpr = jax.make_jaxpr(seen)(*shapes).jaxpr
@@ -87,18 +86,12 @@ class Program:
         loss, gradient = jax.value_and_grad(self.loss)(weights, *data)
         done, memory = self.finished(lane, loss, gradient)
         new, state = self.rule.update(gradient, lane["state"], weights, lane["index"], self.bound(data), hyper)
-        past = dict(lane["past"])
-        if "previous_loss" in past:
-            past["previous_loss"] = loss
-        if "update_norm" in past:
-            size = largest(jax.tree.map(jnp.subtract, new, weights))
-            past["update_norm"] = size.astype(past["update_norm"].dtype)
         after = {
             **lane,
             "weights": new,
             "state": state,
             "memory": memory,
-            "past": past,
+            "past": self.behind(weights, new, loss, lane["past"]),
             "index": lane["index"] + jnp.int32(1),
         }
         # For a sticky rule finite weights prove a finite gradient.
@@ -147,11 +140,48 @@ class Program:
     def finished(self, lane: dict[str, Any], loss: Any, gradient: Any) -> tuple[Any, Any]:
         if self.stop is None:
             return jnp.zeros((), bool), ()
-        unknown = jnp.full((), jnp.nan, loss.dtype)
-        past = {"previous_loss": unknown, "update_norm": unknown, **lane["past"]}
-        step = Step(lane["index"], lane["weights"], loss, gradient, largest(gradient), **past)
-        done, memory = self.stop.test(step, lane["memory"])
+        done, memory = self.stop.test(seen(lane, loss, gradient), lane["memory"])
         return jnp.asarray(done, bool), memory
+
+    def figure(self, lane: dict[str, Any], data: Any) -> Any:
+        """What is recorded of a problem at its current weights."""
+        assert self.record is not None
+        step = seen(lane, *jax.value_and_grad(self.loss)(lane["weights"], *data))
+        return jax.tree.map(jnp.asarray, self.record(step))
+
+    def noted(self, lane: dict[str, Any], data: Any) -> Any:
+        """What is recorded of a problem, unless it has ended: then NaN, or zero where the figure is a whole number."""
+        return jax.tree.map(
+            lambda leaf: jnp.where(lane["status"] == RUNNING, leaf, absent(leaf)), self.figure(lane, data)
+        )
+
+    def behind(self, before: Any, after: Any, loss: Any, past: dict[str, Any]) -> dict[str, Any]:
+        """What is remembered of the update that led from `before`, with this loss, to `after`."""
+        kept = dict(past)
+        if "previous_loss" in kept:
+            kept["previous_loss"] = loss
+        if "update_norm" in kept:
+            size = largest(jax.tree.map(jnp.subtract, after, before))
+            kept["update_norm"] = size.astype(kept["update_norm"].dtype)
+        return kept
+
+    def fresh_past(self, weights: Any, data: Any) -> dict[str, Any]:
+        """What is remembered of the update before the first one."""
+        scalar = jax.eval_shape(self.loss, weights, *data).dtype
+        past = {"previous_loss": jnp.full((), jnp.inf, scalar), "update_norm": jnp.full((), jnp.inf, widest(weights))}
+        return {name: past[name] for name in self.remembered(weights, data, past)}
+
+
+def seen(lane: dict[str, Any], loss: Any, gradient: Any) -> Step:
+    """What rules and records may look at."""
+    unknown = jnp.full((), jnp.nan, loss.dtype)
+    past = {"previous_loss": unknown, "update_norm": unknown, **lane["past"]}
+    return Step(lane["index"], lane["weights"], loss, gradient, largest(gradient), **past)
+
+
+def absent(leaf: Any) -> Any:
+    """What stands for a value that is not there."""
+    return jnp.full_like(leaf, jnp.nan) if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.zeros_like(leaf)
 
 
 def finite(tree: Any) -> Any:

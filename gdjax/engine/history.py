@@ -1,0 +1,196 @@
+"""A figure of every problem noted every so many updates, on the way of a batch to its end.
+
+Without a stop rule (`steady`) the updates between two rows are those of `gdjax.engine.fixed`. With one (`rows`) they
+are strides as in `gdjax.engine.refill`: a problem to which something happens that ends it waits at the row before, and
+there are no further rows for it; it is then finished step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gdjax.device import aligned_empty
+from gdjax.engine import fixed
+from gdjax.engine.kernels import Kernel
+from gdjax.engine.program import RUNNING, Program, absent
+from gdjax.engine.refill import Ended, Running, Tile
+from gdjax.engine.rounds import Run, awake, select, write
+from gdjax.engine.tile import inward, outward
+
+ROWS = 16
+"""Rows per call of the compiled tile; between calls the lanes that wait are emptied."""
+
+
+class Recording(NamedTuple):
+    """Problems in their lanes, and the number of updates from row to row."""
+
+    lane: Any
+    data: Any
+    hyper: Any
+    every: Any
+
+
+class Steady(NamedTuple):
+    """Problems without a stop rule: as `gdjax.engine.fixed.Inputs`, and what they remember of the last update."""
+
+    weights: Any
+    state: Any
+    past: Any
+    data: Any
+    hyper: Any
+    every: Any
+
+
+class SteadyRows(NamedTuple):
+    """Where they stand some rows later, what they remember, and the rows, `[problems, ROWS, ...]`."""
+
+    out: fixed.Outputs
+    past: Any
+    rows: Any
+
+
+class Noted(NamedTuple):
+    """The lanes some rows later, and the rows, `[problems, ROWS, ...]`."""
+
+    lane: Any
+    rows: Any
+
+
+def steady(kernel: Kernel, program: Program, chunk: int, flags: Steady, start: Any, steps: Any) -> Tile:
+    """The next `ROWS` rows from update number `start` on; no more than `steps` updates are taken."""
+
+    def run(inputs: Steady) -> tuple[Any, Any]:
+        inputs = inward(kernel, inputs, flags)
+        carry, own, step = fixed.ready(kernel, program, flags, inputs)
+        data, every, past, past_own = inputs.data, inputs.every, inputs.past, flags.past
+        if past is None:
+            past, past_own = kernel.call(program.fresh_past, (carry[0], data), (own[0], flags.data))
+        past_own, unspread = jax.tree.map(lambda _: True, past_own), past_own
+        past = kernel.spread(past, unspread, past_own)
+
+        def figure(weights: Any, past: Any, index: Any, data: Any) -> Any:
+            return program.figure({"weights": weights, "past": past, "index": index}, data)
+
+        def behind(before: Any, after: Any, past: Any, data: Any) -> Any:
+            return program.behind(before, after, program.loss(before, *data), past)
+
+        def row(carried: Any, number: Any) -> tuple[Any, Any]:
+            carry, past = carried
+            done = number * every
+            index, ahead = start + done, jnp.clip(steps - done, 0, every)
+            arguments = (carry[0], past, index, data)
+            noted, noted_own = kernel.call(figure, arguments, (own[0], past_own, False, flags.data), carried=2)
+            noted = kernel.spread(noted, noted_own, jax.tree.map(lambda _: True, noted_own))
+            if not past:
+                return (fixed.descend(step, carry, index, ahead, chunk), past), noted
+            blind = jnp.maximum(ahead - 1, 0)
+            before = fixed.descend(step, carry, index, blind, chunk)
+            after = lax.fori_loop(index + blind, index + ahead, step, before)
+            arguments = (before[0], after[0], past, data)
+            kept, kept_own = kernel.call(behind, arguments, (own[0], own[0], past_own, flags.data), carried=3)
+            return (after, kernel.spread(kept, kept_own, past_own)), noted
+
+        (carry, past), noted = lax.scan(row, (carry, past), jnp.arange(ROWS, dtype=jnp.int32))
+        out, out_own = fixed.outcome(kernel, program, flags, inputs, carry, own)
+        result, result_own = stacked(kernel, SteadyRows(out, past, noted), SteadyRows(out_own, past_own, None))
+        return outward(kernel, result, result_own), result_own
+
+    return run
+
+
+def stacked(kernel: Kernel, result: Any, own: Any) -> tuple[Any, Any]:
+    """The result with its rows, which were stacked in front, behind the problem axis where that comes first."""
+    noted = result.rows
+    if kernel.axis == 0:
+        noted = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), noted)
+    return result._replace(rows=noted), own._replace(rows=jax.tree.map(lambda _: True, noted))
+
+
+def rows(kernel: Kernel, program: Program, chunk: int, flags: Recording, start: Any, steps: Any) -> Tile:
+    """The next `ROWS` rows, from update number `start` on; no more than `steps` updates are taken."""
+
+    def run(inputs: Recording) -> tuple[Any, Any]:
+        lane, data, hyper, every = inward(kernel, inputs, flags)
+        own, rest, rest_flags = flags.lane, (data, hyper), (flags.data, flags.hyper)
+
+        def step(_: Any, lane: Any) -> Any:
+            out, out_flags = kernel.call(program.stride, (lane, *rest), (own, *rest_flags), carried=1)
+            return kernel.spread(out, out_flags, own)
+
+        def row(lane: Any, number: Any) -> tuple[Any, Any]:
+            noted, noted_flags = kernel.call(program.noted, (lane, data), (own, flags.data), carried=1)
+            everywhere = jax.tree.map(lambda _: True, noted_flags)
+            ahead = jnp.clip(steps - number * every, 0, every)
+            ahead = jnp.where(jnp.any(lane["status"] == RUNNING), ahead, 0)
+            after = lax.fori_loop(0, ahead, step, lane)
+            held, held_flags = kernel.call(program.hold, (lane, after), (own, own))
+            return kernel.spread(held, held_flags, own), kernel.spread(noted, noted_flags, everywhere)
+
+        lane, noted = lax.scan(row, lane, jnp.arange(ROWS, dtype=jnp.int32))
+        out, out_flags = stacked(kernel, Noted(lane, noted), Noted(own, None))
+        return outward(kernel, out, out_flags), out_flags
+
+    return run
+
+
+def recorded(every: int, count: int) -> Callable[..., tuple[Ended, Any]]:
+    """A driver like those of `gdjax.engine.rounds` that returns `count` rows of record, `every` updates apart, too."""
+
+    def drive(run: Run, seats: Running, flags: Running, start: int, steps: int) -> tuple[Ended, Any]:
+        whole, problems = seats, len(seats.lane["status"])
+        kept = jax.tree.map(lambda leaf: aligned_empty(leaf.shape, leaf.dtype), seats.lane)
+        where, filled, made = np.arange(problems), 0, None
+        while len(where) and filled < count:
+            inputs = Recording(*seats, np.int32(every))
+            first, ahead = start + filled * every, steps - filled * every
+            lane, noted = run("rows", inputs, Recording(*flags, False), len(where), first, ahead)
+            made = entered(made, noted, where, filled, count, problems)
+            filled += ROWS
+            going = np.asarray(lane["status"]) == RUNNING
+            stay, waits = np.flatnonzero(going), np.flatnonzero(~going)
+            write(kept, jax.tree.map(lambda leaf, waits=waits: np.asarray(leaf)[waits], lane), where[waits])
+            seats, where = select(seats._replace(lane=lane), flags, stay), where[stay]
+        write(kept, seats.lane, where)
+        return run("finish", whole._replace(lane=awake(kept)), flags, problems, start, steps), made
+
+    return drive
+
+
+def steadily(
+    run: Callable[..., Any], inputs: fixed.Inputs, flags: fixed.Inputs, start: int, steps: int, every: int
+) -> tuple[fixed.Outputs, fixed.Outputs, Any]:
+    """All steps with a record: `(outputs, their flags, record)`. `run(inputs, flags, start, steps)` runs `steady`."""
+    count, problems = steps // every + 1, len(jax.tree.leaves(inputs.weights)[0])
+    at = Steady(inputs.weights, inputs.state, None, inputs.data, inputs.hyper, np.int32(every))
+    own = Steady(flags.weights, flags.state, None, flags.data, flags.hyper, False)
+    made, broken = None, np.zeros(problems, bool)
+    for filled in range(0, count, ROWS):
+        ahead = steps - filled * every
+        (out, past, noted), (out_own, past_own, _) = run(at, own, start + filled * every, ahead)
+        made = entered(made, noted, slice(None), filled, count, problems)
+        broken |= np.asarray(out.status) == RUNNING
+        at = at._replace(weights=out.weights, state=out.state, past=past)
+        own = own._replace(weights=out_own.weights, state=out_own.state, past=past_own)
+    return out._replace(status=np.where(broken, np.int8(RUNNING), np.asarray(out.status))), out_own, made
+
+
+def entered(made: Any, rows: Any, where: Any, filled: int, count: int, problems: int) -> Any:
+    """The record of `count` rows with some more rows entered at the problems `where`; made first where it is None."""
+    rows = jax.tree.map(np.asarray, rows)
+    if made is None:
+        made = jax.tree.map(lambda leaf: nothing((problems, count, *leaf.shape[2:]), leaf.dtype), rows)
+    upto = min(filled + ROWS, count)
+    for into, leaf in zip(jax.tree.leaves(made), jax.tree.leaves(rows), strict=True):
+        into[where, filled:upto] = leaf[:, : upto - filled]
+    return made
+
+
+def nothing(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Rows that are not there."""
+    return np.broadcast_to(np.asarray(absent(np.zeros((), dtype))), shape).copy()
