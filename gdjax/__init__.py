@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gdjax.device import DeviceInfo, devices, select_device
     from gdjax.minimize import minimize
     from gdjax.plan import Plan
+    from gdjax.progress import Progress
     from gdjax.solution import Solution, Status
     from gdjax.verify import verify
 
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DeviceInfo",
     "Plan",
+    "Progress",
     "Solution",
     "Status",
     "__version__",
@@ -37,6 +39,7 @@ _MODULES = frozenset({"host", "kernel", "reference", "stop"})
 _HOMES = {
     "DeviceInfo": "device",
     "Plan": "plan",
+    "Progress": "progress",
     "Solution": "solution",
     "Status": "solution",
     "devices": "device",

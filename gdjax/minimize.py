@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -15,10 +16,10 @@ from gdjax import stop as stops
 from gdjax.batch import check_rate, prepare
 from gdjax.engine.program import Program
 from gdjax.plan import Plan
+from gdjax.progress import Watch
 from gdjax.rules import Descent, Rule, Transformation, is_pair
-from gdjax.session import SESSIONS
+from gdjax.session import SESSIONS, Job
 from gdjax.solution import Solution, State
-
 
 MOST_ROWS = 257
 """Rows of a record whose distance was left open: one more than a power of two, for both ends."""
@@ -65,8 +66,10 @@ def minimize(
         plan: `"auto"` (a remembered plan, a sound default, or for long runs one that is measured first), `"measure"`
             (measure now and remember), or a `gdjax.Plan`. Results are the same under all but a `"vmap"` plan asked for.
         resume: the `state` of an earlier solution, whose weights are passed as `weights`, to go on from there.
-        progress: not yet implemented; False.
-        callback: not yet implemented; None.
+        progress: whether to show a bar, on a terminal or in a notebook, while work takes longer than a second or two.
+        callback: a function that is called about once a second, and at the end, with a `gdjax.progress.Progress`: the
+            running counts. Where it returns true the run ends there and its results are kept; problems that were still
+            running have the status `STOPPED` and go on with `resume=`.
 
     Returns:
         A `Solution` with the final weights, loss, gradient norm, steps and status of every problem. A problem whose
@@ -79,7 +82,7 @@ def minimize(
         ValueError: shapes, lengths, rates or steps that do not fit, an unknown device, a loss that fails or is no
             scalar, an optimizer, schedule or stop rule that fails or returns something of the wrong shape.
         TypeError: weights that are not real floating point, arguments of the wrong kind.
-        NotImplementedError: an argument that does nothing yet.
+        NotImplementedError: inside `jit`, `vmap` or `grad`.
 
     The tutorial's problem, f(x, w) = xw with x = 2, t = 4, w = 1 and r = 0.1, where one step takes w to 1.2:
 
@@ -89,7 +92,6 @@ def minimize(
     >>> print(s.weights, s.loss)
     [1.2] [1.6]
     """
-    not_yet(callback=callback, progress=progress or None)
     rule, hyper = choose_rule(learning_rate, optimizer, hyperparams)
     batch = prepare(weights, data, in_axes, hyper, dtype)
     count = check_steps(steps)
@@ -99,19 +101,15 @@ def minimize(
     with jax.enable_x64(batch.x64 or jax.config.jax_enable_x64):  # type: ignore[attr-defined]
         check_resume(resume, program, batch.count)
         session = SESSIONS.get(program, batch, devices)
-        out = session.run(batch, count, chosen_plan(plan), resume, every)
+        with watching(batch.count, callback, progress) as watch:
+            job = Job(count, plan if isinstance(plan, Plan) else None, measured(plan), every, watch)
+            out = session.run(batch, job, resume)
     rows = np.arange(count // every + 1, dtype=np.int64) * every if every else None
     if rows is not None and resume is not None:
         rows = rows + resume.total
     arrays = ("weights", "loss", "gradient_norm", "steps", "status")
     given = {name: dev.give(getattr(out, name), devices[0]) for name in (*arrays, "record")}
     return Solution(**given, record_steps=rows, state=out.state, plan=out.plan, device=dev.label(devices))
-
-
-def not_yet(**arguments: Any) -> None:
-    for name, value in arguments.items():
-        if value is not None:
-            raise NotImplementedError(f"{name}={value!r}: {name} does nothing yet; leave it out")
 
 
 def checked_loss(loss: Any) -> Callable[..., Any]:
@@ -143,8 +141,8 @@ def choose_record(record: Any, steps: int) -> tuple[int, Any]:
         count = 0
     if isinstance(every, bool) or count < 1 or not callable(figure):
         raise ValueError(
-            f"record={record!r}; pass None, a whole number k of at least 1 (the loss every k updates), a function of the "
-            "step's state, or (k, function)"
+            f"record={record!r}; pass None, a whole number k of at least 1 (the loss every k updates), a function of "
+            "the step's state, or (k, function)"
         )
     return min(count, steps + 1), figure
 
@@ -217,12 +215,29 @@ def plain_descent(rate: Any) -> tuple[Rule, dict[str, Any]]:
     return Descent(), {"learning_rate": rate}
 
 
-def chosen_plan(plan: Any) -> Plan | str | None:
-    if isinstance(plan, str) and plan == "auto":
-        return None
-    if isinstance(plan, Plan) or (isinstance(plan, str) and plan == "measure"):
-        return plan
+def measured(plan: Any) -> bool:
+    """Whether plans are to be measured first."""
+    if isinstance(plan, Plan) or (isinstance(plan, str) and plan in ("auto", "measure")):
+        return isinstance(plan, str) and plan == "measure"
     raise TypeError(f"plan is {plan!r}; pass 'auto', 'measure' or a gdjax.Plan")
+
+
+@contextmanager
+def watching(problems: int, callback: Any, progress: Any) -> Iterator[Watch | None]:
+    """A watch over the run where one is asked for."""
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"callback is a {type(callback).__name__}; pass a function of a gdjax.progress.Progress that returns "
+            "whether to end the run"
+        )
+    if callback is None and not progress:
+        yield None
+        return
+    watch = Watch(problems, callback, bool(progress))
+    try:
+        yield watch
+    finally:
+        watch.close()
 
 
 def check_resume(state: Any, program: Program, count: int) -> None:

@@ -21,9 +21,10 @@ from gdjax.engine import fixed, history, refill, rounds
 from gdjax.engine.feed import Block, compile_block, run_block
 from gdjax.engine.kernels import KERNELS
 from gdjax.engine.lanes import UnsupportedError, operations
-from gdjax.engine.program import DIVERGED, RUNNING, Program
-from gdjax.engine.refill import Ended
+from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, STOPPED, Program
+from gdjax.pieces import cut, hashable, join, own, pick, scatter, unhashed
 from gdjax.plan import VECTOR, Plan
+from gdjax.progress import FIRST, Watch
 from gdjax.solution import State
 
 log = logging.getLogger("gdjax")
@@ -52,6 +53,20 @@ class Outcome:
     record: Any = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is wanted of a batch: at most so many `steps`, a row of record `every` so many of them (0: none).
+
+    `plan` None: as remembered, or a sound default; `measure`: measured first. `watch` is told how far the batch is.
+    """
+
+    steps: int
+    plan: Plan | None = None
+    measure: bool = False
+    every: int = 0
+    watch: Watch | None = None
+
+
 class Session:
     """One loss, rule and stop rule on one kind of problem and device."""
 
@@ -66,17 +81,25 @@ class Session:
         self.recalled = False
         self.lock = threading.Lock()
 
-    def run(self, batch: Batch, steps: int, plan: Plan | str | None, state: State | None, every: int = 0) -> Outcome:
-        """All problems to their end, with a row of record `every` so many updates (0: none).
-
-        `plan` None: as remembered, or a sound default; `"measure"`: measured first.
-        """
-        measure, given = plan == "measure", plan if isinstance(plan, Plan) else None
+    def run(self, batch: Batch, job: Job, state: State | None) -> Outcome:
+        """All problems to their end, or to where the watch's callback ends the run."""
         if state is not None:
             self.check_carried(batch, state)
-        if self.program.stop is None:
-            return self.run_fixed(batch, steps, given, state, measure, every)
-        return self.run_until(batch, steps, given, state, every=every)
+        begun = state.total if state else 0
+        if self.program.stop is not None:
+            out = self.run_until(batch, job, state)
+        elif job.watch is None or job.every:
+            out = self.run_fixed(batch, job, state)
+        else:
+            out = self.run_slices(batch, job, state, job.watch)
+        if job.watch is None:
+            return out
+        if not job.watch.stopped:
+            job.watch.end(out.status)
+            return out
+        early = (np.asarray(out.status) == RAN_ALL_STEPS) & (np.asarray(out.steps) < begun + job.steps)
+        status = np.where(early, np.int8(STOPPED), out.status)
+        return dataclasses.replace(out, status=status, state=dataclasses.replace(out.state, status=status))
 
     def check_carried(self, batch: Batch, state: State) -> None:
         """What `state` carries must be what this rule and stop rule would have carried."""
@@ -98,22 +121,26 @@ class Session:
                 "learning_rate or optimizer, the stop and the shapes you began with"
             )
 
-    def run_fixed(
-        self,
-        batch: Batch,
-        steps: int,
-        plan: Plan | None,
-        state: State | None,
-        measure: bool = False,
-        every: int = 0,
-    ) -> Outcome:
+    def run_slices(self, batch: Batch, job: Job, state: State | None, watch: Watch) -> Outcome:
+        """All steps, a slice of them at a time: between slices the watch is told."""
+        left = job.steps
+        while True:
+            ahead = min(left, max(FIRST, watch.affordable(batch.count)))
+            out = self.run_fixed(batch, dataclasses.replace(job, steps=ahead), state)
+            left -= ahead
+            watch.took(ahead * batch.count)
+            if not left or watch.tell(out.status, share=1 - left / job.steps):
+                return out
+            batch, state = dataclasses.replace(batch, weights=out.weights), out.state
+
+    def run_fixed(self, batch: Batch, job: Job, state: State | None) -> Outcome:
+        """All steps of all problems."""
         start = state.total if state else 0
         inputs = fixed.Inputs(batch.weights, state.carried if state else None, batch.data, batch.hyper)
         kept_flags = unhashed(state.flags, state.carried) if state else None
         flags = fixed.Inputs(own(batch.weights), kept_flags, batch.data_flags, batch.hyper_flags)
-        if plan is None:
-            plan = self.tuned(inputs, flags, batch.count, steps, measure)
-        out, own_state, plan, record = self.descend(inputs, flags, batch.count, plan, start, steps, every)
+        plan = job.plan or self.tuned(inputs, flags, batch.count, job.steps, job.measure)
+        out, own_state, plan, steps, record = self.descend(inputs, flags, batch.count, plan, start, job)
         taken = np.full(batch.count, start + steps, np.int32)
         status = np.asarray(out.status)
         kept = State(out.state, status, taken, "fixed", hashable(own_state), start + steps)
@@ -124,25 +151,27 @@ class Session:
         broken = status == RUNNING
         if again:
             broken |= np.asarray(state.status) == DIVERGED  # type: ignore[union-attr]
-        return self.replay(batch, steps, state, result, np.flatnonzero(broken), every)
+        return self.replay(batch, Job(steps, every=job.every), state, result, np.flatnonzero(broken))
 
     def descend(
-        self, inputs: fixed.Inputs, flags: fixed.Inputs, count: int, plan: Plan | None, start: int, steps: int, every: int
-    ) -> tuple[fixed.Outputs, Any, Plan, Any]:
-        """`(outputs, flags of their state, plan, record)` of all steps; a problem that broke on the way says RUNNING."""
-        if not every:
+        self, inputs: fixed.Inputs, flags: fixed.Inputs, count: int, plan: Plan | None, start: int, job: Job
+    ) -> tuple[fixed.Outputs, Any, Plan, int, Any]:
+        """`(outputs, flags of their state, plan, steps, record)`; a problem that broke on the way says RUNNING."""
+        if not job.every:
             block = self.block(fixed.tile, inputs, flags, count, plan)
             out_flags = jax.tree.unflatten(block.out_tree, block.out_own)
-            return run_block(block, inputs, flags, count, start, steps), out_flags.state, block.plan, None
+            out = run_block(block, inputs, flags, count, start, job.steps)
+            return out, out_flags.state, block.plan, job.steps, None
 
         def run(inputs: Any, flags: Any, first: int, ahead: int) -> Any:
             block = self.block(history.steady, inputs, flags, count, plan)
             ran.append(block)
-            return run_block(block, inputs, flags, count, first, ahead), jax.tree.unflatten(block.out_tree, block.out_own)
+            out_flags = jax.tree.unflatten(block.out_tree, block.out_own)
+            return run_block(block, inputs, flags, count, first, ahead), out_flags
 
         ran: list[Block] = []
-        out, out_flags, record = history.steadily(run, inputs, flags, start, steps, every)
-        return out, out_flags.state, ran[-1].plan, record
+        out, out_flags, steps, record = history.steadily(run, inputs, flags, start, job.steps, job.every, job.watch)
+        return out, out_flags.state, ran[-1].plan, steps, record
 
     def tuned(self, inputs: Any, flags: Any, count: int, steps: int, always: bool = False) -> Plan | None:
         """The plan remembered for large batches of this kind, measured first where the run is long."""
@@ -173,16 +202,14 @@ class Session:
         healthy = jax.ShapeDtypeStruct((), bool)
         return tuning.key(self.program.step, (weights, state, healthy, scalar, data, hyper), self.devices[0])
 
-    def replay(
-        self, batch: Batch, steps: int, state: State | None, result: Outcome, which: np.ndarray, every: int
-    ) -> Outcome:
+    def replay(self, batch: Batch, job: Job, state: State | None, result: Outcome, which: np.ndarray) -> Outcome:
         """Run the problems that broke again, step by step, to end each at its last finite weights."""
         some = cut(batch, which)
         carried: tuple[Any, Any] = (None, None)
         if state is not None:
             flags = unhashed(state.flags, state.carried)
             carried = (pick(state.carried, flags, which), flags)
-        again = self.run_until(some, steps, None, None, carried, state.total if state else 0, every)
+        again = self.run_until(some, job, None, carried, state.total if state else 0)
         put = lambda whole, part: scatter(whole, part, which)  # noqa: E731
         taken, status = put(result.steps, again.steps), put(result.status, again.status)
         if state is not None:  # a problem that had diverged before stays at the step where it did
@@ -199,22 +226,20 @@ class Session:
             steps=taken,
             status=status,
             state=dataclasses.replace(result.state, status=status, steps=taken),
-            record=jax.tree.map(put, result.record, again.record),
+            record=jax.tree.map(lambda a, b: put(a, history.widened(b, a.shape[1])), result.record, again.record),
         )
 
     def run_until(
         self,
         batch: Batch,
-        steps: int,
-        plan: Plan | None,
+        job: Job,
         state: State | None,
         rule_state: tuple[Any, Any] = (None, None),
         start: int = 0,
-        every: int = 0,
     ) -> Outcome:
         """Until each problem's rule holds, slab by slab."""
         start = state.total if state else start
-        parts = []
+        parts: list[Any] = []
         for first in range(0, batch.count, rounds.SLAB):
             which = slice(first, first + rounds.SLAB)
             slab = batch if batch.count <= rounds.SLAB else cut(batch, which)
@@ -224,22 +249,25 @@ class Session:
                 status = np.where(lane["status"] == DIVERGED, np.int32(DIVERGED), np.int32(RUNNING))
                 lane = {**lane, "weights": slab.weights, "status": status}
             carried = pick(*rule_state, which), rule_state[1]
-            parts.append(self.run_slab(slab, steps, plan, lane, carried, start, every))
-        ended, ran = join([part for part, _, _ in parts]), parts[-1][1]
-        record = join([part for _, _, part in parts]) if every else None
+            if job.watch is not None and job.watch.stopped:  # problems not begun stay at their start
+                job = dataclasses.replace(job, steps=0, every=0)
+            parts.append(self.run_slab(slab, job, lane, carried, start))
+        ended, ran = join([part for part, _, _, _ in parts]), parts[-1][1]
+        record = history.joined([part for _, _, _, part in parts], batch.count)
         lane = ended.lane
         status = lane["status"].astype(np.int8)
-        kept = State(lane, status, lane["index"], "until", None, start + steps)
+        kept = State(lane, status, lane["index"], "until", None, start + max(steps for _, _, steps, _ in parts))
         return Outcome(lane["weights"], ended.loss, ended.gradient_norm, lane["index"], status, kept, ran, record)
 
     def run_slab(
-        self, batch: Batch, steps: int, plan: Plan | None, lane: Any, rule_state: tuple[Any, Any], start: int, every: int
-    ) -> tuple[Ended, Plan, Any]:
+        self, batch: Batch, job: Job, lane: Any, rule_state: tuple[Any, Any], start: int
+    ) -> tuple[refill.Ended, Plan, int, Any]:
+        """`(ended problems, plan, steps, record)`; `steps` are fewer than asked for where the watch ended the run."""
         ran: dict[str, Plan] = {}
 
         def run(name: str, inputs: Any, flags: Any, count: int, first: int, second: int) -> Any:
             tile = history.rows if name == "rows" else getattr(refill, name)
-            block = self.block(tile, inputs, flags, count, plan)
+            block = self.block(tile, inputs, flags, count, job.plan)
             ran[name] = block.plan
             return run_block(block, inputs, flags, count, first, second)
 
@@ -249,18 +277,24 @@ class Session:
             lane = run("begin", inputs, flags, batch.count, start, 0)
         lane_flags = refill.Running(own(lane), batch.data_flags, batch.hyper_flags)
         seated = refill.Running(lane, batch.data, batch.hyper)
-        if every:
-            drive = history.recorded(every, steps // every + 1)
-            ended, record = drive(run, seated, lane_flags, start, steps)
-            return ended, ran["rows"], record
-        if self.program.stop is None or not dev.is_host(self.devices[0]):
+        steps, record = job.steps, None
+        if job.every:
+            ended, steps, record = history.recorded(run, seated, lane_flags, start, steps, job.every, job.watch)
+        elif not dev.is_host(self.devices[0]) and job.watch is not None:
+            ended, steps = rounds.slices(run, seated, lane_flags, start, steps, job.watch)
+        elif self.program.stop is None or not dev.is_host(self.devices[0]):
             ended = run("finish", seated, lane_flags, batch.count, start, steps)
-            return ended, ran["finish"], None
-        stride = self.block(refill.sprint, seated, lane_flags, batch.count, plan).plan.chunk
-        stride = stride if stride > 1 else rounds.STRIDE
-        few = batch.count * plans.kind_of(seated, lane_flags).bytes <= rounds.FEW_BYTES
-        ended = (rounds.straight if few else rounds.rounds)(run, seated, lane_flags, start, steps, stride)
-        return ended, ran.get("sprint", ran["finish"]), None
+        else:
+            stride = self.block(refill.sprint, seated, lane_flags, batch.count, job.plan).plan.chunk
+            stride = stride if stride > 1 else rounds.STRIDE
+            few = batch.count * plans.kind_of(seated, lane_flags).bytes <= rounds.FEW_BYTES
+            if few and job.watch is None:
+                ended = rounds.straight(run, seated, lane_flags, start, steps, stride)
+            else:
+                ended, steps = rounds.rounds(run, seated, lane_flags, start, steps, stride, job.watch)
+        if job.watch is not None:
+            job.watch.settle(ended.lane["status"])
+        return ended, next(ran[name] for name in ("sprint", "rows", "finish") if name in ran), steps, record
 
     def block(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
         """The compiled block for these inputs, in lanes where the problem has a lane form."""
@@ -353,51 +387,3 @@ def lane_form(program: Program, batch: Batch) -> tuple[str | None, int]:
     step = kernel.traces_of(program.step if program.stop is None else program.stride)[0]
     alone = program.rule.sticky and len(jax.tree.leaves(batch.weights)) == 1
     return None, max(1, FUSED_OPERATIONS // operations(step)) if alone else 1
-
-
-def own(tree: Any) -> Any:
-    return jax.tree.map(lambda _: True, tree)
-
-
-def hashable(flags: Any) -> Any:
-    return tuple(jax.tree.leaves(flags))
-
-
-def unhashed(flags: Any, like: Any) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(like), flags)
-
-
-def cut(batch: Batch, which: Any) -> Batch:
-    """Some problems of a batch: a slice, or the numbers of those wanted."""
-    weights = pick(batch.weights, own(batch.weights), which)
-    return dataclasses.replace(
-        batch,
-        weights=weights,
-        data=pick(batch.data, batch.data_flags, which),
-        hyper=pick(batch.hyper, batch.hyper_flags, which),
-        count=len(jax.tree.leaves(weights)[0]),
-    )
-
-
-def pick(tree: Any, flags: Any, which: Any) -> Any:
-    """The problems at `which` of a pytree; what no problem owns stays."""
-    return jax.tree.map(lambda leaf, flag: np.asarray(leaf)[which] if flag else leaf, tree, flags)
-
-
-def join(parts: list[Any]) -> Any:
-    if len(parts) == 1:
-        return jax.tree.map(np.asarray, parts[0])
-
-    def whole(*leaves: Any) -> np.ndarray:
-        out = dev.aligned_empty((sum(len(leaf) for leaf in leaves), *leaves[0].shape[1:]), leaves[0].dtype)
-        return np.concatenate(leaves, out=out)
-
-    return jax.tree.map(whole, *parts)
-
-
-def scatter(whole: Any, part: Any, which: np.ndarray) -> np.ndarray:
-    whole = np.asarray(whole)
-    out = dev.aligned_empty(whole.shape, whole.dtype)
-    out[...] = whole
-    out[which] = np.asarray(part)
-    return out

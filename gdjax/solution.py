@@ -20,6 +20,7 @@ class Status(enum.IntEnum):
     RAN_ALL_STEPS = program.RAN_ALL_STEPS
     CONVERGED = program.CONVERGED
     DIVERGED = program.DIVERGED
+    STOPPED = program.STOPPED
 
 
 @functools.partial(
@@ -81,7 +82,8 @@ class Solution:
         """How many problems ended in each status, by its name.
 
         Returns:
-            A dict with the keys `RAN_ALL_STEPS`, `CONVERGED` and `DIVERGED`.
+            A dict with the keys `RAN_ALL_STEPS`, `CONVERGED` and `DIVERGED`, and `STOPPED` where a callback ended the
+            run before some problems had ended.
 
         >>> import gdjax, numpy as np
         >>> one = np.ones(3, np.float32)
@@ -89,4 +91,4 @@ class Solution:
         {'RAN_ALL_STEPS': 3, 'CONVERGED': 0, 'DIVERGED': 0}
         """
         counts = np.bincount(np.asarray(self.status).astype(np.int64), minlength=len(Status))
-        return {status.name: int(counts[status]) for status in Status}
+        return {status.name: int(counts[status]) for status in Status if status != Status.STOPPED or counts[status]}

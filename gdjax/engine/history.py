@@ -20,8 +20,10 @@ from gdjax.engine import fixed
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import RUNNING, Program, absent
 from gdjax.engine.refill import Ended, Running, Tile
-from gdjax.engine.rounds import Run, awake, select, write
+from gdjax.engine.rounds import Run, awake, ends, select, write
 from gdjax.engine.tile import inward, outward
+from gdjax.pieces import join
+from gdjax.progress import Watch
 
 ROWS = 16
 """Rows per call of the compiled tile; between calls the lanes that wait are emptied."""
@@ -139,33 +141,44 @@ def rows(kernel: Kernel, program: Program, chunk: int, flags: Recording, start: 
     return run
 
 
-def recorded(every: int, count: int) -> Callable[..., tuple[Ended, Any]]:
-    """A driver like those of `gdjax.engine.rounds` that returns `count` rows of record, `every` updates apart, too."""
-
-    def drive(run: Run, seats: Running, flags: Running, start: int, steps: int) -> tuple[Ended, Any]:
-        whole, problems = seats, len(seats.lane["status"])
-        kept = jax.tree.map(lambda leaf: aligned_empty(leaf.shape, leaf.dtype), seats.lane)
-        where, filled, made = np.arange(problems), 0, None
-        while len(where) and filled < count:
-            inputs = Recording(*seats, np.int32(every))
-            first, ahead = start + filled * every, steps - filled * every
-            lane, noted = run("rows", inputs, Recording(*flags, False), len(where), first, ahead)
-            made = entered(made, noted, where, filled, count, problems)
-            filled += ROWS
-            going = np.asarray(lane["status"]) == RUNNING
-            stay, waits = np.flatnonzero(going), np.flatnonzero(~going)
-            write(kept, jax.tree.map(lambda leaf, waits=waits: np.asarray(leaf)[waits], lane), where[waits])
-            seats, where = select(seats._replace(lane=lane), flags, stay), where[stay]
-        write(kept, seats.lane, where)
-        return run("finish", whole._replace(lane=awake(kept)), flags, problems, start, steps), made
-
-    return drive
+def recorded(
+    run: Run, seats: Running, flags: Running, start: int, steps: int, every: int, watch: Watch | None
+) -> tuple[Ended, int, Any]:
+    """The ended lanes as from `gdjax.engine.rounds`, the updates taken at most, and a record of `every` so many."""
+    whole, problems, count = seats, len(seats.lane["status"]), steps // every + 1
+    kept = jax.tree.map(lambda leaf: aligned_empty(leaf.shape, leaf.dtype), seats.lane)
+    where, filled, made = np.arange(problems), 0, None
+    while len(where) and filled < count and filled * every <= steps:
+        first, ahead = start + filled * every, steps - filled * every
+        inputs = Recording(*seats, np.int32(every))
+        lane, noted = run("rows", inputs, Recording(*flags, False), len(where), first, ahead)
+        made = entered(made, noted, where, filled, count, problems)
+        filled += ROWS
+        going = np.asarray(lane["status"]) == RUNNING
+        stay, waits = np.flatnonzero(going), np.flatnonzero(~going)
+        write(kept, jax.tree.map(lambda leaf, waits=waits: np.asarray(leaf)[waits], lane), where[waits])
+        if watch is not None:
+            watch.took(len(where) * min(ROWS * every, ahead))
+        seats, where = select(seats._replace(lane=lane), flags, stay), where[stay]
+        if watch is not None and watch.due:
+            ended = np.setdiff1d(np.arange(problems), where, assume_unique=True)
+            if watch.tell(ends(run, whole, flags, kept, ended, start, steps), len(ended)):
+                steps = min(steps, filled * every)
+                break
+    write(kept, seats.lane, where)
+    return run("finish", whole._replace(lane=awake(kept)), flags, problems, start, steps), steps, made
 
 
 def steadily(
-    run: Callable[..., Any], inputs: fixed.Inputs, flags: fixed.Inputs, start: int, steps: int, every: int
-) -> tuple[fixed.Outputs, fixed.Outputs, Any]:
-    """All steps with a record: `(outputs, their flags, record)`. `run(inputs, flags, start, steps)` runs `steady`."""
+    run: Callable[..., Any],
+    inputs: fixed.Inputs,
+    flags: fixed.Inputs,
+    start: int,
+    steps: int,
+    every: int,
+    watch: Watch | None,
+) -> tuple[fixed.Outputs, fixed.Outputs, int, Any]:
+    """`(outputs, their flags, steps taken, record)`; `run(inputs, flags, start, steps)` runs `steady`."""
     count, problems = steps // every + 1, len(jax.tree.leaves(inputs.weights)[0])
     at = Steady(inputs.weights, inputs.state, None, inputs.data, inputs.hyper, np.int32(every))
     own = Steady(flags.weights, flags.state, None, flags.data, flags.hyper, False)
@@ -177,7 +190,30 @@ def steadily(
         broken |= np.asarray(out.status) == RUNNING
         at = at._replace(weights=out.weights, state=out.state, past=past)
         own = own._replace(weights=out_own.weights, state=out_own.state, past=past_own)
-    return out._replace(status=np.where(broken, np.int8(RUNNING), np.asarray(out.status))), out_own, made
+        taken = min(steps, (filled + ROWS) * every)
+        if watch is not None:
+            watch.took(min(ahead, ROWS * every) * problems)
+            if watch.due and watch.tell(out.status, share=taken / steps):
+                break
+    return out._replace(status=np.where(broken, np.int8(RUNNING), np.asarray(out.status))), out_own, taken, made
+
+
+def widened(record: np.ndarray, count: int) -> np.ndarray:
+    """One array of a record with so many rows, the last ones empty."""
+    out = nothing((len(record), count, *record.shape[2:]), record.dtype)
+    out[:, : record.shape[1]] = record
+    return out
+
+
+def joined(records: list[Any], problems: int) -> Any:
+    """One record of those of all slabs; a slab that was not begun has nothing in it."""
+    begun = [record for record in records if record is not None]
+    if not begun:
+        return None
+    whole = join(begun)
+    held = len(jax.tree.leaves(whole)[0])
+    missing = lambda leaf: nothing((problems - held, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
+    return whole if held == problems else join([whole, jax.tree.map(missing, whole)])
 
 
 def entered(made: Any, rows: Any, where: Any, filled: int, count: int, problems: int) -> Any:

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from gdjax.device import aligned_empty
-from gdjax.engine.program import RUNNING, WAITING
+from gdjax.engine.program import RAN_ALL_STEPS, RUNNING, WAITING
 from gdjax.engine.refill import Ended, Running
+from gdjax.progress import Watch
 
 SLAB = 1 << 18
 """Problems that begin together; their lanes are all the optimizer state that is held at a time."""
@@ -36,8 +37,13 @@ Run = Callable[[str, Any, Any, int, int, int], Any]
 """`run(tile, inputs, flags, count, a, b)`: the outputs of a compiled tile for `count` problems."""
 
 
-def rounds(run: Run, seats: Running, flags: Running, start: int, steps: int, stride: int) -> Ended:
-    """The ended lanes of a slab of problems that are seated at update number `start`, in their order."""
+def rounds(
+    run: Run, seats: Running, flags: Running, start: int, steps: int, stride: int, watch: Watch | None = None
+) -> tuple[Ended, int]:
+    """The ended lanes of a slab of problems that are seated at update number `start`, in their order.
+
+    And the updates that the longest of them may have taken: `steps`, unless the watch ended the run.
+    """
     whole, count = seats, len(seats.lane["status"])
     kept = jax.tree.map(lambda leaf: aligned_empty(leaf.shape, leaf.dtype), seats.lane)
     where = np.arange(count)
@@ -45,18 +51,51 @@ def rounds(run: Run, seats: Running, flags: Running, start: int, steps: int, str
     while len(where) and steps - age >= stride:
         looks = max(FIRST, min(age, age * 2**quiet // SHARE) // stride)
         looks = min(looks, (steps - age) // stride)
+        if watch is not None:
+            looks = max(1, min(looks, watch.affordable(len(where)) // stride))
         lane = run("sprint", seats, flags, len(where), looks, stride)
         age += looks * stride
         going = lane["status"] == RUNNING
         stay = np.flatnonzero(going)
+        if watch is not None:
+            watch.took(len(where) * looks * stride)
         if len(stay) < len(where):
             waits = np.flatnonzero(~going)
             write(kept, jax.tree.map(lambda leaf, waits=waits: leaf[waits], lane), where[waits])
             seats, where, quiet = select(seats._replace(lane=lane), flags, stay), where[stay], 0
         else:
             seats, quiet = seats._replace(lane=lane), quiet + 1
+        if watch is not None and watch.due:
+            waits = np.setdiff1d(np.arange(count), where, assume_unique=True)
+            if watch.tell(ends(run, whole, flags, kept, waits, start, steps), len(waits)):
+                steps = age
     write(kept, seats.lane, where)
-    return run("finish", whole._replace(lane=awake(kept)), flags, count, start, steps)
+    return run("finish", whole._replace(lane=awake(kept)), flags, count, start, steps), steps
+
+
+def ends(run: Run, whole: Running, flags: Running, kept: Any, waits: np.ndarray, start: int, steps: int) -> Any:
+    """The statuses in which the problems that wait will end: a look ahead, for the counts alone."""
+    if not len(waits):
+        return ()
+    seats = select(whole._replace(lane=awake(kept)), flags, waits)
+    return run("finish", seats, flags, len(waits), start, steps).lane["status"]
+
+
+def slices(
+    run: Run, seats: Running, flags: Running, start: int, steps: int, watch: Watch
+) -> tuple[Ended, int]:
+    """The same step by step on the device, so many steps at a time that the watch can be told in between."""
+    age, count = 0, len(seats.lane["status"])
+    while True:
+        ahead = min(steps - age, watch.affordable(count))
+        ended = run("finish", seats, flags, count, start + age, ahead)
+        age += ahead
+        watch.took(ahead * count)
+        status = np.asarray(ended.lane["status"])
+        going = (status == RAN_ALL_STEPS) & (np.asarray(ended.lane["index"]) < start + steps)
+        if watch.tell(status, int(count - going.sum())) or age >= steps or not going.any():
+            return ended, age
+        seats = seats._replace(lane={**ended.lane, "status": np.where(going, np.int32(RUNNING), status)})
 
 
 def straight(run: Run, seats: Running, flags: Running, start: int, steps: int, stride: int) -> Ended:
