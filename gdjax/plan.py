@@ -108,12 +108,17 @@ def default(kind: Kind, device: jax.Device, count: int) -> Plan:
 def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
     """The plan of a batch with a stop rule: smaller blocks, since rounds grow narrow, and looks every few steps."""
     if dev.is_host(device) and kind.elementwise and SMALL < count <= 4096:
-        return Plan("lanes", SMALL, 4096 // SMALL, 8)
+        return Plan("lanes", SMALL, 4096 // SMALL, 4)
     if dev.is_host(device) and kind.elementwise and SMALL < count <= 1 << 16:
-        return Plan("lanes", 2048, 16, 8)
+        return Plan("lanes", 4096, 8, 4)
     plan = default(kind, device, min(count, 1 << 17))
-    chunk = 8 if kind.elementwise else 1
+    chunk = 4 if kind.elementwise else 1
     return dataclasses.replace(plan, tiles=min(plan.tiles, 8), chunk=chunk)
+
+
+def lull(kind: Kind) -> int:
+    """Updates that cost a lane about as much as being brought to the processor and back."""
+    return 192 if kind.elementwise else 32
 
 
 def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:

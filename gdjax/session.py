@@ -22,6 +22,7 @@ from gdjax.engine.feed import Block, compile_block, run_block
 from gdjax.engine.kernels import KERNELS
 from gdjax.engine.lanes import UnsupportedError, operations
 from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, STOPPED, Program
+from gdjax.engine.refill import at_rest
 from gdjax.pieces import cut, hashable, join, own, pick, scatter, unhashed
 from gdjax.plan import VECTOR, Plan
 from gdjax.progress import FIRST, Watch
@@ -286,12 +287,12 @@ class Session:
             ended = run("finish", seated, lane_flags, batch.count, start, steps)
         else:
             stride = self.block(refill.sprint, seated, lane_flags, batch.count, job.plan).plan.chunk
-            stride = stride if stride > 1 else rounds.STRIDE
-            few = batch.count * plans.kind_of(seated, lane_flags).bytes <= rounds.FEW_BYTES
-            if few and job.watch is None:
+            stride = rounds.STRIDE if stride == 1 else max(stride, rounds.STRIDE // stride * stride)
+            kind = plans.kind_of(seated, lane_flags)
+            if batch.count * kind.bytes <= rounds.FEW_BYTES and job.watch is None:
                 ended = rounds.straight(run, seated, lane_flags, start, steps, stride)
             else:
-                ended, steps = rounds.rounds(run, seated, lane_flags, start, steps, stride, job.watch)
+                ended, steps = rounds.rounds(run, seated, lane_flags, start, steps, stride, plans.lull(kind), job.watch)
         if job.watch is not None:
             job.watch.settle(ended.lane["status"])
         return ended, next(ran[name] for name in ("sprint", "rows", "finish") if name in ran), steps, record
@@ -377,13 +378,14 @@ def lane_form(program: Program, batch: Batch) -> tuple[str | None, int]:
             seat, own_seat = kernel.call(
                 program.begin, (weights, state, index, data), (own_weights, own_state, False, own_data)
             )
-            kernel.call(program.stride, (seat, data, hyper), (own_seat, own_data, own_hyper))
+            lane_flags = (*at_rest(own_seat), False, own_data, own_hyper)
+            kernel.call(program.leap, (*at_rest(seat), np.bool_(True), data, hyper), lane_flags)
         kernel.call(program.report, (weights, data), (own_weights, own_data))
 
     try:
         jax.eval_shape(trace, lane)
     except UnsupportedError as error:
         return str(error), 1
-    step = kernel.traces_of(program.step if program.stop is None else program.stride)[0]
+    step = kernel.traces_of(program.step if program.stop is None else program.leap)[0]
     alone = program.rule.sticky and len(jax.tree.leaves(batch.weights)) == 1
     return None, max(1, FUSED_OPERATIONS // operations(step)) if alone else 1
