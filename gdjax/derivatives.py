@@ -102,11 +102,11 @@ def through_steps(
             weights = program.start(weights)
             state = program.init(weights, data, hyper)
 
-        def step(carry: Any, index: Any) -> Any:
+        def step(carry: Any, index: Any, data: Any, hyper: Any) -> Any:
             new, state, _ = program.step(*carry, jnp.ones((), bool), index, data, hyper)
             return new, state
 
-        weights, state = checkpointed(step, (weights, state), start, steps)
+        weights, state = checkpointed(step, (weights, state), (data, hyper), start, steps)
         return {"weights": weights, "state": state, "loss": program.loss(weights, *data)}
 
     again, values = lifted(lambda arrays: over_problems(one, (arrays,), (flags,)), shapes)
@@ -119,22 +119,19 @@ def through_steps(
     return tangent, values
 
 
-def checkpointed(step: Callable[[Any, Any], Any], carry: Any, start: int, steps: int) -> Any:
-    """`carry = step(carry, index)` for `steps` indices from `start` on, differentiable in the memory of 2√steps of them."""
+def checkpointed(step: Callable[..., Any], carry: Any, rest: tuple[Any, ...], start: int, steps: int) -> Any:
+    """`carry = step(carry, index, *rest)` for `steps` indices from `start` on, remembering 2√steps of its values."""
     inner = math.isqrt(max(1, steps - 1)) + 1
+    once = jax.checkpoint(step, prevent_cse=False)
 
-    def once(carry: Any, index: Any) -> tuple[Any, None]:
-        return jax.checkpoint(step, prevent_cse=False)(carry, index), None
+    def several(carry: Any, first: Any, count: int, *rest: Any) -> Any:
+        indices = first + jnp.arange(count, dtype=jnp.int32)
+        return lax.scan(lambda carry, index: (once(carry, index, *rest), None), carry, indices)[0]
 
-    def several(carry: Any, first: Any, count: int) -> Any:
-        return lax.scan(once, carry, first + jnp.arange(count, dtype=jnp.int32))[0]
-
-    def stretch(carry: Any, first: Any) -> tuple[Any, None]:
-        return jax.checkpoint(several, prevent_cse=False, static_argnums=2)(carry, first, inner), None
-
+    stretch = jax.checkpoint(several, prevent_cse=False, static_argnums=2)
     firsts = jnp.int32(start) + inner * jnp.arange(steps // inner, dtype=jnp.int32)
-    carry, _ = lax.scan(stretch, carry, firsts)
-    return several(carry, jnp.int32(start + steps // inner * inner), steps % inner)
+    carry, _ = lax.scan(lambda carry, first: (stretch(carry, first, inner, *rest), None), carry, firsts)
+    return several(carry, jnp.int32(start + steps // inner * inner), steps % inner, *rest)
 
 
 def at_stationary_point(
