@@ -30,7 +30,10 @@ class Batch:
 
 
 def prepare(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype: Any) -> Batch:
-    """The batch of what was passed to `minimize`, some of it traced perhaps; raises ValueError or TypeError naming what does not fit."""
+    """The batch of what was passed to `minimize`, some of it traced perhaps.
+
+    Raises ValueError or TypeError naming what does not fit.
+    """
     if not isinstance(data, tuple):
         raise TypeError(
             f"data is a {type(data).__name__}; pass a tuple with one entry per argument of the loss after the weights, "

@@ -1,4 +1,4 @@
-"""Derivatives of a run with respect to everything that goes into it: weights, data, hyperparameters, closed-over values.
+"""Derivatives of a run with respect to all that goes into it: weights, data, hyperparameters, closed-over values.
 
 Without a stop rule, exactly through the steps. With one, by the implicit function theorem at the point that was found:
 how it was reached does not matter. Both are written as the derivative along a direction (`jax.custom_jvp`), from which
@@ -71,7 +71,7 @@ def differentiable(
 
 
 def lifted(function: Callable[..., Any], *shapes: Any) -> tuple[Callable[..., Any], list[Any]]:
-    """`(function of (values, *arguments), values)`: the traced values a function closes over as an argument of its own."""
+    """`(function of (values, *arguments), values)`: the traced values that a function closes over, as an argument."""
     closed, out = jax.make_jaxpr(function, return_shape=True)(*shapes)
     traced = [isinstance(constant, jax.core.Tracer) for constant in closed.consts]
     jaxpr, kept = closed.jaxpr, [None if t else c for c, t in zip(closed.consts, traced, strict=True)]
@@ -103,7 +103,8 @@ def through_steps(
             state = program.init(weights, data, hyper)
 
         def step(carry: Any, index: Any, data: Any, hyper: Any) -> Any:
-            new, state, _ = program.step(*carry, jnp.ones((), bool), index, data, hyper)
+            weights, state = carry
+            new, state, _ = program.step(weights, state, jnp.ones((), bool), index, data, hyper)
             return new, state
 
         weights, state = checkpointed(step, (weights, state), (data, hyper), start, steps)
@@ -134,9 +135,7 @@ def checkpointed(step: Callable[..., Any], carry: Any, rest: tuple[Any, ...], st
     return several(carry, jnp.int32(start + steps // inner * inner), steps % inner, *rest)
 
 
-def at_stationary_point(
-    program: Program, shapes: Arrays, flags: Arrays
-) -> tuple[Callable[..., Any], list[Any]]:
+def at_stationary_point(program: Program, shapes: Arrays, flags: Arrays) -> tuple[Callable[..., Any], list[Any]]:
     """The tangent of the point that a stop rule ended at, taken as a stationary one.
 
     `F(w, θ) = 0` gives `dw = −(∂F/∂w)⁻¹ ∂F/∂θ dθ`, with `F = ∂l/∂w`, or under a projection `F = w − P(w − ∂l/∂w)`
@@ -164,9 +163,9 @@ def at_stationary_point(
         push = jax.jvp(parameters, (primal,), (tangent,))[1]
         turned = solved(lambda w: at(primal[0], w, primal[1])[1], weights, push, not isinstance(rule, Projected))
         weights_dot = jax.tree.map(jnp.negative, turned)
-        loss_dot = jax.jvp(
-            lambda w, moving: at(moving[0], w, moving[1])[0], (weights, primal), (weights_dot, tangent)
-        )[1]
+        loss_dot = jax.jvp(lambda w, moving: at(moving[0], w, moving[1])[0], (weights, primal), (weights_dot, tangent))[
+            1
+        ]
         return weights_dot, loss_dot
 
     def tangent(ended: Ended, bad: Any, primals: Any, tangents: Any) -> dict[str, Any]:
@@ -196,8 +195,8 @@ def solved(function: Callable[[Any], Any], weights: Any, right: Any, symmetric: 
 
     def shaped(vector: Any) -> Any:
         parts = jnp.split(vector, np.cumsum(sizes)[:-1])
-        return tree.unflatten(
-            [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(
+            tree, [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
         )
 
     def matvec(vector: Any) -> Any:
@@ -214,7 +213,7 @@ def over_problems(function: Callable[..., Any], args: tuple[Any, ...], flags: tu
     """A function of one problem on all of them, the problems in front wherever a flag says so."""
     leaves, tree = jax.tree.flatten(args)
     axes = [0 if flag else None for flag in jax.tree.leaves(flags)]
-    return jax.vmap(lambda *flat: function(*tree.unflatten(flat)), axes)(*leaves)
+    return jax.vmap(lambda *flat: function(*jax.tree.unflatten(tree, flat)), axes)(*leaves)
 
 
 def one_of(shapes: Any, flags: Any) -> Any:

@@ -143,7 +143,8 @@ def check_optimizer(program: Program, rule: Transformation, weights: Any, data: 
 def check_project(project: Callable[..., Any], weights: Any) -> None:
     """A projection must keep structure, shapes and dtypes of the weights."""
     out = returned("project", f"on the weights of one problem ({brief(weights)})", "", project, weights)
-    if brief(out) != brief(weights) or jax.tree.structure(out) != jax.tree.structure(weights):
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (out, weights)]
+    if brief(out) != brief(weights) or structures[0] != structures[1]:
         raise ValueError(f"project brought weights {brief(weights)} to {brief(out)}; keep structure, shapes and dtypes")
 
 

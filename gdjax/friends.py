@@ -85,8 +85,12 @@ def split(weights: Any) -> tuple[Any, Frame | None]:
     try:
         hash(frame)
     except TypeError as error:
-        raise TypeError(f"weights holds something that is neither an array nor hashable ({error}); leave it out") from None
-    return jax.tree.unflatten(treedef, [leaf if number else None for leaf, number in zip(leaves, held, strict=True)]), frame
+        raise TypeError(
+            f"weights holds something that is neither an array nor hashable ({error}); leave it out"
+        ) from None
+    return jax.tree.unflatten(
+        treedef, [leaf if number else None for leaf, number in zip(leaves, held, strict=True)]
+    ), frame
 
 
 def framed(loss: Callable[..., Any], frame: Frame | None) -> Callable[..., Any]:
@@ -126,8 +130,7 @@ def handed(tree: Any, kind: str) -> Any:
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}; pass one of {', '.join(map(repr, KINDS))}")
-    convert = {"jax": to_jax, "numpy": to_numpy, "torch": torch_converter}[kind]
-    make = convert() if kind == "torch" else convert
+    make = to_torch() if kind == "torch" else to_jax if kind == "jax" else to_numpy
     return jax.tree.map(lambda leaf: make(leaf) if isinstance(leaf, (jax.Array, np.ndarray)) else leaf, tree)
 
 
@@ -145,7 +148,7 @@ def to_numpy(leaf: Any) -> Any:
     return np.asarray(leaf)
 
 
-def torch_converter() -> Callable[[Any], Any]:
+def to_torch() -> Callable[[Any], Any]:
     try:
         torch = importlib.import_module("torch")
     except ImportError:

@@ -19,7 +19,7 @@ from gdjax.engine.program import Program
 from gdjax.friends import Frame, FramedProjection, framed, split, whole
 from gdjax.plan import Plan
 from gdjax.progress import Watch
-from gdjax.rules import Descent, Projected, Rule, Transformation, is_pair
+from gdjax.rules import Descent, FreeRule, Projected, Rule, Transformation, is_pair
 from gdjax.session import SESSIONS, Job
 from gdjax.solution import Solution, State
 
@@ -102,8 +102,8 @@ def minimize(
     batch = prepare(arrays, data, in_axes, hyper, dtype)
     count = check_steps(steps)
     every, noted = choose_record(record, count)
-    rule, function = projected(rule, project, frame), framed(checked_loss(loss), frame)
-    program = Program(function, rule, None if stop is None else stops.as_rule(stop), noted)
+    held, function = projected(rule, project, frame), framed(checked_loss(loss), frame)
+    program = Program(function, held, None if stop is None else stops.as_rule(stop), noted)
     if traced.wanted(program, batch, resume):
         traced.check_outer(device, measured(plan), progress, callback)
         check_resume(resume, program, batch.count)
@@ -124,7 +124,7 @@ def minimize(
     return whole(Solution(**given, record_steps=rows, state=out.state, plan=out.plan, device=dev.label(devices)), frame)
 
 
-def projected(rule: Rule, project: Any, frame: Frame | None) -> Rule:
+def projected(rule: FreeRule, project: Any, frame: Frame | None) -> Rule:
     """The rule, with a projection after its updates where one is wanted."""
     if project is None:
         return rule
@@ -175,7 +175,7 @@ def loss_of(step: stops.Step) -> Any:
     return step.loss
 
 
-def choose_rule(learning_rate: Any, optimizer: Any, hyperparams: Any) -> tuple[Rule, dict[str, Any]]:
+def choose_rule(learning_rate: Any, optimizer: Any, hyperparams: Any) -> tuple[FreeRule, dict[str, Any]]:
     """The update rule and the hyperparameters that are arrays."""
     if (learning_rate is None) == (optimizer is None):
         which = "neither" if optimizer is None else "both"
@@ -228,7 +228,7 @@ def check_hyperparams(optimizer: Callable[..., Any], hyper: dict[str, Any]) -> N
         )
 
 
-def plain_descent(rate: Any) -> tuple[Rule, dict[str, Any]]:
+def plain_descent(rate: Any) -> tuple[FreeRule, dict[str, Any]]:
     if isinstance(rate, str):
         if rate != "auto":
             raise ValueError(f"learning_rate={rate!r}; pass a number, an [N] array, a function step -> rate, or 'auto'")

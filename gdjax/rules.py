@@ -93,6 +93,9 @@ class Transformation:
         return jax.tree.map(lambda w, m: (w + m).astype(w.dtype), weights, moves), new
 
 
+FreeRule = Descent | Transformation
+
+
 @dataclasses.dataclass(frozen=True)
 class Projected:
     """Another rule whose start and whose every update are brought into a set: `w ← P(rule(w))`.
@@ -101,7 +104,7 @@ class Projected:
     ed., section 3.3). Not `sticky`: a projection may make an infinite weight finite again.
     """
 
-    rule: Descent | Transformation
+    rule: FreeRule
     project: Callable[[Any], Any]
     sticky = False
 
@@ -124,7 +127,7 @@ class Projected:
         return self.project(moved), state
 
 
-Rule = Descent | Transformation | Projected
+Rule = FreeRule | Projected
 
 
 def is_pair(optimizer: Any) -> bool:

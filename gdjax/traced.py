@@ -28,8 +28,8 @@ from gdjax.engine import history, refill
 from gdjax.engine.kernels import KERNELS
 from gdjax.engine.program import DIVERGED, RUNNING, Program
 from gdjax.engine.tile import inward, outward, over_tiles
-from gdjax.plan import VECTOR, Plan
 from gdjax.pieces import hashable, own, unhashed
+from gdjax.plan import VECTOR, Plan
 from gdjax.session import check_carried, lane_form
 from gdjax.solution import Solution, State
 
@@ -166,7 +166,15 @@ class Form:
 
     @classmethod
     def of(
-        cls, program: Program, batch: Batch, arrays: Arrays, flags: Arrays, start: int, steps: int, every: int, plan: Any
+        cls,
+        program: Program,
+        batch: Batch,
+        arrays: Arrays,
+        flags: Arrays,
+        start: int,
+        steps: int,
+        every: int,
+        plan: Any,
     ) -> Form:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays)
         x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
