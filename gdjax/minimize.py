@@ -100,21 +100,21 @@ def minimize(
     rule, hyper = choose_rule(learning_rate, optimizer, hyperparams)
     arrays, frame = split(weights)
     batch = prepare(arrays, data, in_axes, hyper, dtype)
-    count = check_steps(steps)
+    count, measure = check_steps(steps), measured(plan)
     every, noted = choose_record(record, count)
     held, function = projected(rule, project, frame), framed(checked_loss(loss), frame)
     program = Program(function, held, None if stop is None else stops.as_rule(stop), noted)
     if traced.wanted(program, batch, resume):
-        traced.check_outer(device, measured(plan), progress, callback)
+        traced.check_outer(device, measure, progress, callback)
         check_resume(resume, program, batch.count)
         chosen = plan if isinstance(plan, Plan) else None
         return whole(traced.solve(program, batch, count, every, chosen, resume), frame)
     devices = dev.select_devices(device)
-    with jax.ensure_compile_time_eval(), jax.enable_x64(batch.x64 or jax.config.jax_enable_x64):  # type: ignore[attr-defined]
+    with traced.apart(), jax.enable_x64(batch.x64 or jax.config.jax_enable_x64):  # type: ignore[attr-defined]
         check_resume(resume, program, batch.count)
         session = SESSIONS.get(program, batch, devices)
         with watching(batch.count, callback, progress) as watch:
-            job = Job(count, plan if isinstance(plan, Plan) else None, measured(plan), every, watch)
+            job = Job(count, plan if isinstance(plan, Plan) else None, measure, every, watch)
             out = session.run(batch, job, resume)
     rows = np.arange(count // every + 1, dtype=np.int64) * every if every else None
     if rows is not None and resume is not None:

@@ -7,6 +7,7 @@ Outside, sessions compile tiles and threads run them. Inside there is nothing to
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -54,6 +55,11 @@ def outside() -> Any:
     """The state of a thread in which nothing is being traced."""
     with ThreadPoolExecutor(1) as fresh:
         return fresh.submit(get_opaque_trace_state).result()
+
+
+def apart() -> contextlib.AbstractContextManager[None]:
+    """For a batch with nothing traced in it: it is run here and now, also where something else is being traced."""
+    return jax.ensure_compile_time_eval() if inside() else contextlib.nullcontext()
 
 
 def closes_over_traced(program: Program, batch: Batch) -> bool:
