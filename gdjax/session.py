@@ -85,7 +85,7 @@ class Session:
     def run(self, batch: Batch, job: Job, state: State | None) -> Outcome:
         """All problems to their end, or to where the watch's callback ends the run."""
         if state is not None:
-            self.check_carried(batch, state)
+            check_carried(self.program, batch, state)
         begun = state.total if state else 0
         if self.program.stop is not None:
             out = self.run_until(batch, job, state)
@@ -101,26 +101,6 @@ class Session:
         early = (np.asarray(out.status) == RAN_ALL_STEPS) & (np.asarray(out.steps) < begun + job.steps)
         status = np.where(early, np.int8(STOPPED), out.status)
         return dataclasses.replace(out, status=status, state=dataclasses.replace(out.state, status=status))
-
-    def check_carried(self, batch: Batch, state: State) -> None:
-        """What `state` carries must be what this rule and stop rule would have carried."""
-        inputs = batch.weights, batch.data, batch.hyper
-        flags = own(batch.weights), batch.data_flags, batch.hyper_flags
-        weights, data, hyper = problem_shapes(inputs, flags)
-        fresh, kept = jax.eval_shape(self.program.init, weights, data, hyper), state.flags
-        if self.program.stop is not None:
-            index = jax.ShapeDtypeStruct((), np.int32)
-            fresh, kept = jax.eval_shape(self.program.begin, weights, fresh, index, data), hashable(own(state.carried))
-        held = problem_shapes(state.carried, unhashed(kept, state.carried))
-        looks: list[Any] = [
-            (jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)])
-            for tree in (held, fresh)
-        ]
-        if looks[0] != looks[1]:
-            raise ValueError(
-                "resume comes from a run with another update rule, stop rule or kind of problem; go on with the "
-                "learning_rate or optimizer, the stop and the shapes you began with"
-            )
 
     def run_slices(self, batch: Batch, job: Job, state: State | None, watch: Watch) -> Outcome:
         """All steps, a slice of them at a time: between slices the watch is told."""
@@ -369,6 +349,7 @@ def lane_form(program: Program, batch: Batch) -> tuple[str | None, int]:
 
     def trace(inputs: Any) -> None:
         (weights, data, hyper), (own_weights, own_data, own_hyper) = inputs, flags
+        kernel.call(program.start, (weights,), (own_weights,))
         state, own_state = kernel.call(program.init, (weights, data, hyper), flags)
         index = np.int32(0)
         if program.stop is None:
@@ -389,3 +370,24 @@ def lane_form(program: Program, batch: Batch) -> tuple[str | None, int]:
     step = kernel.traces_of(program.step if program.stop is None else program.leap)[0]
     alone = program.rule.sticky and len(jax.tree.leaves(batch.weights)) == 1
     return None, max(1, FUSED_OPERATIONS // operations(step)) if alone else 1
+
+
+def check_carried(program: Program, batch: Batch, state: State) -> None:
+    """What `state` carries must be what this rule and stop rule would have carried."""
+    inputs = batch.weights, batch.data, batch.hyper
+    flags = own(batch.weights), batch.data_flags, batch.hyper_flags
+    weights, data, hyper = problem_shapes(inputs, flags)
+    fresh, kept = jax.eval_shape(program.init, weights, data, hyper), state.flags
+    if program.stop is not None:
+        index = jax.ShapeDtypeStruct((), np.int32)
+        fresh, kept = jax.eval_shape(program.begin, weights, fresh, index, data), hashable(own(state.carried))
+    held = problem_shapes(state.carried, unhashed(kept, state.carried))
+    looks: list[Any] = [
+        (jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)])
+        for tree in (held, fresh)
+    ]
+    if looks[0] != looks[1]:
+        raise ValueError(
+            "resume comes from a run with another update rule, stop rule or kind of problem; go on with the "
+            "learning_rate or optimizer, the stop and the shapes you began with"
+        )

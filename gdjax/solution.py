@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from gdjax.engine import program
+from gdjax.friends import handed
 from gdjax.plan import Plan
 
 
@@ -77,6 +78,29 @@ class Solution:
     state: Any
     plan: Plan
     device: str
+
+    def to(self, kind: str) -> Solution:
+        """The same solution in another library's arrays, without a copy on the CPU.
+
+        Args:
+            kind: `"numpy"`, `"torch"` or `"jax"`. NumPy arrays and torch tensors may share their memory with this
+                solution: do not write into them.
+
+        Returns:
+            A `Solution` with every array of that kind; whatever is no array in a model's weights stays.
+
+        Raises:
+            ValueError: another kind, or `"jax"` for 64-bit arrays while `jax_enable_x64` is off.
+            TypeError: the solution is being traced.
+            ImportError: torch is not installed.
+
+        >>> import gdjax, numpy as np
+        >>> one = np.ones(3, np.float32)
+        >>> solution = gdjax.minimize(gdjax.kernel.squared_loss, one, (one, 4 * one), learning_rate=1.0, steps=1)
+        >>> solution.to("numpy").weights
+        array([4., 4., 4.], dtype=float32)
+        """
+        return handed(self, kind)
 
     def summary(self) -> dict[str, int]:
         """How many problems ended in each status, by its name.

@@ -39,6 +39,10 @@ class Program:
     def bound(self, data: Any) -> Callable[[Any], Any]:
         return lambda weights: self.loss(weights, *data)
 
+    def start(self, weights: Any) -> Any:
+        """The weights of a fresh start: those given, inside the set that they are held in."""
+        return self.rule.start(weights)
+
     def init(self, weights: Any, data: Any, hyper: Any) -> Any:
         """The rule's state before the first update."""
         return self.rule.init(weights, self.bound(data), hyper)

@@ -58,6 +58,7 @@ def begin(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any
         weights, state, data, hyper = inward(kernel, inputs, flags)
         state_flags = flags.state
         if state is None:
+            weights = kernel.spread(*kernel.call(program.start, (weights,), (flags.weights,)), flags.weights)
             state, state_flags = kernel.call(
                 program.init, (weights, data, hyper), (flags.weights, flags.data, flags.hyper)
             )
