@@ -30,7 +30,11 @@ def line(
     parts: Any = figure.subplots(2 if strip else 1, 1, sharex=True, squeeze=False, height_ratios=[5, 1][: 1 + strip])
     top, bottom = parts[0, 0], parts[-1, 0]
     handles = _median(top, axis, worth)
-    handles += _lost(top, axis, worth)
+    lost = _lost(top, axis, worth)
+    handles += lost if worth.shape[1] > 1 or not strip else []  # the strip says it too
+    if not np.isfinite(worth).any():
+        handles = lost
+        top.set_yticks([])
     style.scale(top, np.array([quantile(worth.T, share) for share in (0.05, 0.5, 0.95)]))
     handles += _best(top, axis, worth)
     top.set_ylabel(style.plain(label))
@@ -41,7 +45,7 @@ def line(
     axis.label(bottom, "x")
     edges = axis.edges()
     bottom.set_xlim(edges[0], edges[-1])
-    style.legend_below(figure, handles, 3)
+    style.legend_below(figure, handles)
 
 
 def _median(axes: "Axes", axis: Axis, worth: np.ndarray) -> list[Any]:
@@ -90,18 +94,8 @@ def _best(axes: "Axes", axis: Axis, worth: np.ndarray) -> list[Any]:
     if not np.isfinite(median).any():
         return []
     best = int(np.argmin(median))
-    return axes.plot(
-        axis.places[best],
-        median[best],
-        marker="*",
-        linestyle="none",
-        markersize=14,
-        markerfacecolor="white",
-        markeredgecolor="black",
-        zorder=4,
-        clip_on=False,
-        label=style.plain(f"best: {style.short(axis.words[best])}, {style.number(float(median[best]))}"),
-    )
+    told = f"{style.short(axis.words[best])}, {style.number(float(median[best]))}"
+    return style.star(axes, axis.places[best], median[best], told)
 
 
 def _strip(axes: "Axes", axis: Axis, ends: np.ndarray) -> list[Any]:
@@ -139,6 +133,10 @@ def points(
     if geometric(places[0]):
         axes.set_xscale("log")
     style.scale(axes, worth)
+    if good.any():
+        best = int(np.argmin(worth))
+        place, height = float(places[0][best]), float(worth[best])
+        handles += style.star(axes, place, height, f"{style.number(place)}, {style.number(height)}")
     if not good.all():
         above = np.full((~good).sum(), 0.98)
         cross: dict[str, Any] = {"marker": "x", "linestyle": "none", "color": style.VERMILLION, "markersize": 5}

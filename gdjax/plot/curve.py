@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ROOM = 0.3  # how far the curve is drawn beyond the points, in their span
-_CURVE, _PLANE = 241, 81  # weights at which the loss is taken, along each axis
-_TANGENTS = 4
+_ROOM = 0.6  # how far the curve is drawn beyond the points, in their span
+_CURVE, _PLANE = 241, 121  # weights at which the loss is taken, along each axis
+_TANGENTS = 3
 _LABELLED = 12  # points apart from the start that may have a name
+_TOLD = 4  # points up to this number have their weight written
 _FAR = 30.0  # losses this many times above the start are left out
 _ORANGE = "#E69F00"
 
@@ -62,11 +63,12 @@ def descent(
     far = ~(heights <= heights[0] + _FAR * (abs(heights[0]) or 1.0))
     shown = int(np.argmax(far)) if far.any() else len(path)
     note = "" if shown == len(path) else f"the {len(path) - shown:,} steps after step {shown - 1:,} lie outside"
+    steps = len(path) - 1
     path, heights = path[: max(shown, 1)], heights[: max(shown, 1)]
     figure = style.figure(7.2, 4.8)
     axes = figure.add_subplot()
     (_contours if plane else _curve)(axes, loss, path, heights, data)
-    many = f"{len(path) - 1:,} steps" if len(path) != 2 else "one step"
+    many = f"{steps:,} steps" if steps != 1 else "one step"
     style.tidy(axes)
     style.heading(axes, title or f"Descent of one problem, {many}", note)
     handles, _ = axes.get_legend_handles_labels()
@@ -98,11 +100,11 @@ def _curve(
     reach = np.linspace(*_around(path), _CURVE)
     curve = _losses(loss, reach, data)
     axes.plot(reach, curve, color=style.BLUE, linewidth=2, label="loss")
-    seen = np.concatenate([curve[np.isfinite(curve)], heights])
-    room = 0.08 * (seen.max() - seen.min()) or 1.0
-    axes.set(xlim=reach[[0, -1]], ylim=(seen.min() - room, seen.max() + room))
+    low = min(heights.min(), np.nanmin(np.where(np.isfinite(curve), curve, np.nan)))
+    room = heights.max() - low or np.nanmax(np.abs(curve - low)) or 1.0
+    axes.set(xlim=reach[[0, -1]], ylim=(low - 0.1 * room, heights.max() + 0.4 * room))
     _tangents(axes, loss, path, heights, data, reach[-1] - reach[0], curve)
-    _path(axes, path, heights)
+    _path(axes, path, heights, True)
     axes.set(xlabel="weight", ylabel="loss")
 
 
@@ -119,36 +121,41 @@ def _tangents(
     bent = np.abs(np.diff(curve, 2)).max() if np.isfinite(curve).all() else np.inf
     if bent <= 1e-9 * np.abs(curve).max():
         return
-    points = path[:_TANGENTS]
+    first = path[:_TANGENTS]
+    apart = np.array([all(abs(w - other) > 0.04 * span for other in first[:k]) for k, w in enumerate(first)])
     h = 1e-5 * span
-    slopes = (_losses(loss, points + h, data) - _losses(loss, points - h, data)) / (2 * h)
-    half = np.array([-0.11, 0.11]) * span
-    for number, (w, height, slope) in enumerate(zip(points, heights, slopes, strict=False)):
-        label = {"label": "slope"} if number == 0 else {}
-        axes.plot(w + half, height + slope * half, color=_ORANGE, linestyle="--", linewidth=2, zorder=2, **label)
+    slopes = (_losses(loss, first + h, data) - _losses(loss, first - h, data)) / (2 * h)
+    half = np.array([-0.14, 0.14]) * span
+    look: dict[str, Any] = {"color": _ORANGE, "linestyle": "--", "linewidth": 2, "zorder": 2, "label": "slope"}
+    for w, height, slope in zip(first[apart], heights[:_TANGENTS][apart], slopes[apart], strict=True):
+        axes.plot(w + half, height + slope * half, **look)
+        look["label"] = "_"  # one entry in the legend
 
 
-def _path(axes: "Axes", x: np.ndarray, y: np.ndarray) -> None:
+def _path(axes: "Axes", x: np.ndarray, y: np.ndarray, bowed: bool) -> None:
     """Points and arrows between them, the first ones and the last with their names."""
+    from matplotlib.patheffects import withStroke
+
     inside = axes.transData.transform(np.column_stack([x, y]))
     gaps = np.hypot(*np.diff(inside, axis=0).T)
+    arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": "black", "linewidth": 1, "shrinkA": 3, "shrinkB": 3}
     for number in np.flatnonzero(gaps > 9):  # pixels; below that points touch
-        axes.annotate(
-            "",
-            (x[number + 1], y[number + 1]),
-            (x[number], y[number]),
-            arrowprops={"arrowstyle": "-|>", "color": "black", "linewidth": 1, "shrinkA": 3, "shrinkB": 3},
-            zorder=3,
-        )
-    look = {"marker": "o", "linestyle": "none", "markersize": 6, "markeredgecolor": "black"}
+        bow = (-0.25 if x[number + 1] > x[number] else 0.25) if bowed else 0  # above the curve
+        arrow["connectionstyle"] = f"arc3,rad={bow}"
+        axes.annotate("", (x[number + 1], y[number + 1]), (x[number], y[number]), arrowprops=arrow, zorder=3)
+    look: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 6, "markeredgecolor": "black"}
     axes.plot(x[1:], y[1:], markerfacecolor="white", zorder=4, label="after each step", **look)
     axes.plot(x[:1], y[:1], markerfacecolor="black", zorder=4, label="start", **look)
     named: list[np.ndarray] = []
+    halo = [withStroke(linewidth=3, foreground="white")]
+    told = bowed and len(x) <= _TOLD
     for number in [0, len(x) - 1, *range(1, min(len(x) - 1, _LABELLED))]:
         if any(np.hypot(*(inside[number] - other)) < 26 for other in named):
             continue
         named.append(inside[number])
-        axes.annotate(f"$w_{{{number}}}$", (x[number], y[number]), (7, 5), textcoords="offset points", fontsize=11)
+        text = f"$w_{{{number}}}$" + (f" = {style.number(float(x[number]))}" if told else "")
+        look = {"textcoords": "offset points", "fontsize": 11, "path_effects": halo, "zorder": 5}
+        axes.annotate(text, (x[number], y[number]), (7, 5), **look)
 
 
 def _contours(
@@ -157,13 +164,13 @@ def _contours(
     sides = [np.linspace(*_around(path[:, side]), _PLANE) for side in (0, 1)]
     points = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2)
     plane = _losses(loss, points, data).reshape(_PLANE, _PLANE)
-    axes.contour(*sides, plane, levels=_levels(plane, heights), colors=style.BLUE, linewidths=0.9)
+    axes.contour(*sides, plane, levels=_levels(plane), colors=style.BLUE, linewidths=0.9)
     axes.set(xlim=sides[0][[0, -1]], ylim=sides[1][[0, -1]], xlabel="first weight", ylabel="second weight")
     axes.plot([], [], color=style.BLUE, linewidth=0.9, label="equal loss")
-    _path(axes, *path.T)
+    _path(axes, path[:, 0], path[:, 1], False)
 
 
-def _levels(plane: np.ndarray, heights: np.ndarray) -> np.ndarray:
+def _levels(plane: np.ndarray) -> np.ndarray:
     """Heights of contours that lie evenly on the page: shares of the plane's points below them."""
     finite = plane[np.isfinite(plane)]
-    return np.unique(np.quantile(finite, np.linspace(0.02, 0.98, 14)))
+    return np.unique(np.quantile(finite, np.linspace(0.05, 0.98, 13)))

@@ -37,8 +37,7 @@ def grid(figure: "Figure", pair: list[Axis], worth: np.ndarray, label: str, head
     axes.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]])
     axes.tick_params(labelsize=8.5)
     style.heading(axes, heading, note)
-    if handles:
-        style.legend_below(figure, handles, 3)
+    style.legend_below(figure, handles)
 
 
 def _hatched(axes: "Axes", edges: list[np.ndarray], where: np.ndarray, hatch: str, label: str) -> list[Any]:
@@ -64,7 +63,13 @@ def _numbers(axes: "Axes", pair: list[Axis], median: np.ndarray, mesh: Any) -> N
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8.5}
             text = style.number(float(value))
-            axes.text(pair[0].places[column], pair[1].places[row], text, color="white" if dark else "black", **look)
+            axes.text(
+                float(pair[0].places[column]),
+                float(pair[1].places[row]),
+                text,
+                color="white" if dark else "black",
+                **look,
+            )
 
 
 def _best(axes: "Axes", pair: list[Axis], median: np.ndarray) -> list[Any]:
@@ -72,13 +77,9 @@ def _best(axes: "Axes", pair: list[Axis], median: np.ndarray) -> list[Any]:
         return []
     row, column = divmod(int(np.argmin(median)), median.shape[1])
     words = [style.short(axis.words[place]) for axis, place in zip(pair, (column, row), strict=True)]
-    told = f"best: {words[0]} and {words[1]}, {style.number(float(median[row, column]))}"
+    told = f"{words[0]} and {words[1]}, {style.number(float(median[row, column]))}"
     written = max(median.shape) <= _WRITTEN
-    look: dict[str, Any] = {"marker": "*", "linestyle": "none", "markersize": 14, "markeredgecolor": "black"}
-    place: tuple[float, float] = pair[0].places[column], pair[1].places[row]
-    if written:  # beside the number, not on it
-        place = pair[0].edges()[column], pair[1].edges()[row + 1]
-    return axes.plot(*place, markerfacecolor="white", label=style.plain(told), clip_on=False, zorder=4, **look)
+    return style.star(axes, pair[0].places[column], pair[1].places[row], told, raised=13.0 if written else 0.0)
 
 
 def points(
@@ -100,9 +101,8 @@ def points(
         drawn = axes.scatter(places[0][good], places[1][good], c=worth[good], cmap=_COLOURS, norm=norm, **dots)
         figure.colorbar(drawn, ax=axes, label=style.plain(label), extend=extend, pad=0.02)
         best = int(np.argmin(worth))
-        told = f"best: {style.number(places[0][best])} and {style.number(places[1][best])}, {style.number(worth[best])}"
-        look: dict[str, Any] = {"marker": "*", "linestyle": "none", "markersize": 16, "markeredgecolor": "black"}
-        handles += axes.plot(places[0][best], places[1][best], markerfacecolor="white", label=told, **look)
+        told = f"{style.number(places[0][best])} and {style.number(places[1][best])}, {style.number(worth[best])}"
+        handles += style.star(axes, places[0][best], places[1][best], told)
     if not good.all():
         cross: dict[str, Any] = {"marker": "x", "linestyle": "none", "color": style.VERMILLION, "markersize": 6}
         handles += axes.plot(places[0][~good], places[1][~good], label="diverged", **cross)
@@ -111,4 +111,4 @@ def points(
         axes.set(**{f"{side}label": style.plain(style.short(name, 40)), f"{side}scale": scale})
     style.tidy(axes)
     style.heading(axes, heading, note)
-    style.legend_below(figure, handles, 3)
+    style.legend_below(figure, handles)

@@ -55,7 +55,7 @@ def steps_to_convergence(steps: Any, status: Any = None, *, title: str | None = 
         edges = _edges(taken, logarithmic)
         axes.hist(
             np.maximum(taken, _ZERO) if logarithmic else taken,
-            bins=edges,
+            bins=list(edges),
             color=style.BLUE,
             edgecolor="white",
             linewidth=0.5,
@@ -119,7 +119,13 @@ def _ticks(axes: "Axes", taken: np.ndarray, logarithmic: bool) -> None:
 def _note(ends: np.ndarray) -> str:
     """How many converged and what became of the others."""
     total, well = ends.size, int((ends == Status.CONVERGED).sum())
-    words = [f"{well:,} of {total:,} converged" if well < total else f"all {total:,} converged" if total > 1 else "it converged"]
+    words = [
+        f"{well:,} of {total:,} converged"
+        if well < total
+        else f"all {total:,} converged"
+        if total > 1
+        else "it converged"
+    ]
     for status, word in ((Status.RAN_ALL_STEPS, "took all steps"), (Status.DIVERGED, "diverged")):
         if count := int((ends == status).sum()):
             words.append(f"{count:,} {word}")

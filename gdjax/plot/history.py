@@ -134,7 +134,9 @@ def _quantiles(axes: "Axes", steps: np.ndarray, losses: np.ndarray) -> list[Any]
     for low, high, alpha in _BANDS:
         edges = [quantile(losses, share) for share in (low, high)]
         label = f"{high - low:.0%} of problems"
-        handles.append(axes.fill_between(steps, edges[0], edges[1], color=style.BLUE, alpha=alpha, linewidth=0, label=label))
+        handles.append(
+            axes.fill_between(steps, edges[0], edges[1], color=style.BLUE, alpha=alpha, linewidth=0, label=label)
+        )
     median = quantile(losses, 0.5)
     handles += axes.plot(steps, median, color=style.BLUE, linewidth=2, marker=dots, markersize=3.5, label="median")
     return [handles[-1], *handles[-2::-1]]

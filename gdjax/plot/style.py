@@ -33,6 +33,7 @@ LOOKS: tuple[dict[str, Any], ...] = tuple(
 )
 BAD: dict[str, Any] = {"color": VERMILLION, "linestyle": "--"}
 HATCH = "////"
+_LETTERS = 12  # of a legend, to an inch
 
 
 def figure(width: float, height: float) -> "Figure":
@@ -89,17 +90,20 @@ def legend_below(figure: "Figure", handles: Sequence[Any]) -> None:
     """One legend under everything, in as many columns as there is room for."""
     if not handles:
         return
-    longest = max(len(handle.get_label()) for handle in handles)
-    columns = max(1, int(figure.get_figwidth() * 11.5 / (longest + 7)))  # letters to an inch; the mark takes seven
-    rows = -(-len(handles) // columns)
-    figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows), frameon=False)
+    lengths = [len(handle.get_label()) + 6 for handle in handles]  # the mark takes six letters
+    room = figure.get_figwidth() * _LETTERS
+    for rows in range(1, len(handles) + 1):
+        columns = [lengths[first : first + rows] for first in range(0, len(handles), rows)]
+        if sum(max(column) for column in columns) <= room:
+            break
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(columns), frameon=False)
 
 
 def heading(axes: "Axes", title: str, note: str = "") -> None:
     """What is drawn, and below it in smaller print what a reader must know of it."""
     if note:
         axes.annotate(note, (0, 1), (0, 6), "axes fraction", "offset points", fontsize=9, color=INK)
-    axes.set_title(plain(short(title, 72)), fontsize=12, loc="left", pad=22 if note else 8)
+    axes.set_title(plain(short(title, 62)), fontsize=12, loc="left", pad=22 if note else 8)
 
 
 def nothing(axes: "Axes", why: str) -> None:
@@ -115,6 +119,19 @@ def short(text: str, longest: int = 24) -> str:
 def plain(text: str) -> str:
     """A dollar sign would start mathematics."""
     return text.replace("$", r"\$")
+
+
+def star(axes: "Axes", x: float, y: float, told: str, raised: float = 0.0) -> list[Any]:
+    """Mark the best, `raised` by so many points."""
+    from matplotlib.lines import Line2D
+    from matplotlib.transforms import ScaledTranslation
+
+    look: dict[str, Any] = {"marker": "*", "linestyle": "none", "markersize": 14}
+    look |= {"markerfacecolor": "white", "markeredgecolor": "black"}
+    scale = axes.get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
+    lift = ScaledTranslation(0, raised / 72, scale)
+    axes.plot([x], [y], transform=axes.transData + lift, clip_on=False, zorder=4, **look)
+    return [Line2D([], [], label=plain(f"best: {told}"), **look)]
 
 
 def spans_decades(values: np.ndarray, factor: float = 50.0) -> bool:
