@@ -79,7 +79,7 @@ def axis_of(name: str, values: Any, cells: bool = False) -> Axis:
     words = [style.number(value) for value in places]
     log = geometric(places)
     gaps = np.diff(places)
-    if cells and len(places) <= _CELLS or len(places) == 1 or (not log and gaps.min() < 0.03 * gaps.max()):
+    if (cells and len(places) <= _CELLS) or len(places) == 1 or (not log and gaps.min() < 0.03 * gaps.max()):
         named = _named(name, words)
         return Axis(name, order, named.places, words, False, words)
     return Axis(name, order, places, [], log, words)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ROOM = 0.6  # how far the curve is drawn beyond the points, in their span
+_VALLEY = 1.5  # and how much farther, in what is drawn then, it is drawn to show its minimum
 _CURVE, _PLANE = 241, 121  # weights at which the loss is taken, along each axis
 _TANGENTS = 3
 _LABELLED = 12  # points apart from the start that may have a name
@@ -97,13 +98,19 @@ def _around(path: np.ndarray) -> tuple[float, float]:
 def _curve(
     axes: "Axes", loss: Callable[..., Any], path: np.ndarray, heights: np.ndarray, data: tuple[Any, ...]
 ) -> None:
-    reach = np.linspace(*_around(path), _CURVE)
+    low, high = _around(path)
+    wide = np.linspace(low - _VALLEY * (high - low), high + _VALLEY * (high - low), _CURVE)
+    lowest = int(np.argmin(np.nan_to_num(_losses(loss, wide, data), nan=np.inf)))
+    if 0 < lowest < _CURVE - 1:  # the valley is near: show it
+        room = 0.15 * (high - low)
+        low, high = min(low, wide[lowest] - room), max(high, wide[lowest] + room)
+    reach = np.linspace(low, high, _CURVE)
     curve = _losses(loss, reach, data)
     axes.plot(reach, curve, color=style.BLUE, linewidth=2, label="loss")
-    low = min(heights.min(), np.nanmin(np.where(np.isfinite(curve), curve, np.nan)))
-    room = heights.max() - low or np.nanmax(np.abs(curve - low)) or 1.0
-    axes.set(xlim=reach[[0, -1]], ylim=(low - 0.1 * room, heights.max() + 0.4 * room))
-    _tangents(axes, loss, path, heights, data, reach[-1] - reach[0], curve)
+    floor = min(heights.min(), curve[np.isfinite(curve)].min(initial=np.inf))
+    room = heights.max() - floor or np.abs(curve[np.isfinite(curve)] - floor).max(initial=0) or 1.0
+    axes.set(xlim=(low, high), ylim=(floor - 0.1 * room, heights.max() + 0.4 * room))
+    _tangents(axes, loss, path, heights, data, high - low, curve)
     _path(axes, path, heights, True)
     axes.set(xlabel="weight", ylabel="loss")
 

@@ -59,17 +59,18 @@ def final_loss(
     ends = statuses(status, losses.shape, ~np.isfinite(losses))
     worth = np.where((ends == Status.DIVERGED) | np.isnan(losses), np.inf, losses)
     names = _over(axes, over)
+    called = " and ".join(style.short(name) for name in names)
     chosen = [axis_of(name, axes[name], cells=len(names) == 2) for name in names]
     note = _note(ends)
     figure = style.figure(7.2, 4.8)
     if drawn:
         points = [numbers(f"axes[{name!r}]", axes[name], 1) for name in names]
-        heading = title or f"{label[:1].upper()}{label[1:]} over {' and '.join(names)}, {losses.size:,} draws"
+        heading = title or f"{label[:1].upper()}{label[1:]} over {called}, {losses.size:,} draws"
         (along.points if len(names) == 1 else heat.points)(figure, names, points, worth, label, heading, note)
         return figure
     where = [list(axes).index(name) for name in names]
     rest = [name for name in axes if name not in names]
-    heading = title or f"{label[:1].upper()}{label[1:]} over {' and '.join(names)}"
+    heading = title or f"{label[:1].upper()}{label[1:]} over {called}"
     worth, ends = (_front(array, where, chosen) for array in (worth, ends))
     if rest:
         note = f"{note}; " * bool(note) + f"{worth.shape[-1]:,} problems each: {_listed(rest)}"

@@ -124,7 +124,7 @@ def _note(ends: np.ndarray) -> str:
         if well < total
         else f"all {total:,} converged"
         if total > 1
-        else "it converged"
+        else "the problem converged"
     ]
     for status, word in ((Status.RAN_ALL_STEPS, "took all steps"), (Status.DIVERGED, "diverged")):
         if count := int((ends == status).sum()):

@@ -79,9 +79,12 @@ def loss_over_steps(
     style.scale(axes, shown if len(shown) else losses[alone + others], 5.0 if diverged.any() else 1.0)
     axes.set(xlabel="step", ylabel="loss")
     axes.margins(x=0.02)
-    style.whole_numbers(axes.xaxis)
+    if len(steps) > 1:
+        style.whole_numbers(axes.xaxis)
+    else:
+        axes.set_xticks(steps)
     style.tidy(axes)
-    style.heading(axes, title or _title(count), _note(diverged, len(others)))
+    style.heading(axes, title or _title(count), _note(diverged, int(np.isfinite(losses[others]).any(axis=1).sum())))
     if not np.isfinite(losses).any():
         style.nothing(axes, "no loss is finite")
     elif count > 1 or names:
