@@ -10,7 +10,7 @@ import numpy as np
 from gdjax.files import check_output
 from gdjax.formats import WRITERS
 from gdjax.losses import named_loss
-from gdjax.plot import DRAWABLE, fits, save
+from gdjax.plot import DRAWABLE, fits, save, steps_to_convergence
 from gdjax.regression import Fit
 from gdjax.solution import Status
 
@@ -66,6 +66,7 @@ def columns_of(result: Fit, group: str | None, labels: Any, names: Sequence[str]
 
 def save_picture(
     path: Path,
+    kind: str,
     result: Fit,
     x: np.ndarray,
     t: np.ndarray,
@@ -76,6 +77,9 @@ def save_picture(
     group: str | None,
     loss: str,
 ) -> None:
+    if kind == "steps":
+        save(steps_to_convergence(result), path)
+        return
     figure = fits(
         x,
         t,

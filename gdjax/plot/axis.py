@@ -69,10 +69,9 @@ def axis_of(name: str, values: Any, cells: bool = False) -> Axis:
 
     So are numbers no scale suits, such as 0, 0.001, 0.01, 0.1, and a few of them where they name `cells` of a grid.
     """
-    entries = list(np.asarray(values)) if hasattr(values, "__array__") else list(values)
-    array = np.asarray(entries) if all(np.ndim(entry) == 0 for entry in entries) else np.empty(0)
-    if array.dtype.kind not in "fiu" or not len(array) or not np.isfinite(array.astype(np.float64)).all():
-        return _named(name, [str(entry) for entry in entries])
+    array = _numbers(values)
+    if array is None:
+        return _named(name, [str(entry) for entry in values])
     numbers = array.astype(np.float64)
     order = np.argsort(numbers, kind="stable")
     places = numbers[order]
@@ -83,6 +82,21 @@ def axis_of(name: str, values: Any, cells: bool = False) -> Axis:
         named = _named(name, words)
         return Axis(name, order, named.places, words, False, words)
     return Axis(name, order, places, [], log, words)
+
+
+def is_floating(values: Any) -> bool:
+    """Whether an axis has floating point values, as rates have and seeds have not."""
+    array = _numbers(values)
+    return array is not None and array.dtype.kind == "f"
+
+
+def _numbers(values: Any) -> np.ndarray | None:
+    """The values as an array, None unless they are finite numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # entries of different shapes
+        return None
+    return array if array.ndim == 1 and array.dtype.kind in "fiu" and np.isfinite(array).all() else None
 
 
 def _named(name: str, labels: Sequence[str]) -> Axis:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gdjax.plot import along, heat, style
-from gdjax.plot.axis import Axis, axis_of
+from gdjax.plot.axis import Axis, axis_of, is_floating
 from gdjax.plot.check import numbers, statuses
 from gdjax.solution import Status
 
@@ -49,7 +49,7 @@ def final_loss(
     >>> import numpy as np
     >>> rates, seeds = np.logspace(-2, 0, 3), range(4)
     >>> losses = np.array([[3.0] * 4, [1.0] * 4, [np.inf] * 4])
-    >>> final_loss({"learning_rate": rates, "seed": seeds}, losses).axes[0].get_xlabel()
+    >>> final_loss({"learning_rate": rates, "seed": seeds}, losses).axes[-1].get_xlabel()
     'learning_rate'
     """
     losses = numbers("loss", loss)
@@ -98,7 +98,7 @@ def _check_shape(axes: Mapping[str, Any], losses: np.ndarray) -> None:
 
 def _over(axes: Mapping[str, Any], over: str | Sequence[str] | None) -> list[str]:
     if over is None:
-        floating = [name for name, values in axes.items() if np.asarray(values).dtype.kind == "f"]
+        floating = [name for name, values in axes.items() if is_floating(values)]
         return floating if 1 <= len(floating) <= 2 else list(axes)[:1]
     names = [over] if isinstance(over, str) else list(over)
     for name in names:

@@ -161,6 +161,11 @@ def _lines(picture: Picture) -> "Figure":
 
 def _line(axes: "Axes", picture: Picture, group: int, dots: dict[str, Any]) -> None:
     own = picture.codes == group
+    if picture.labels:
+        axes.set_title(style.short(picture.labels[group]), fontsize=10, loc="left")
+    style.tidy(axes)
+    if not own.any():
+        return
     x, t = picture.inputs[own, 0], picture.target[own]
     drawn = _some(np.arange(len(x)))
     axes.plot(x[drawn], t[drawn], zorder=2, **dots)
@@ -171,9 +176,6 @@ def _line(axes: "Axes", picture: Picture, group: int, dots: dict[str, Any]) -> N
         room = 0.5 * (t.max() - t.min()) or 1.0
         curve = np.where((curve > t.min() - room) & (curve < t.max() + room), curve, np.nan)
     axes.plot(reach, curve, linewidth=2, zorder=3, **({"color": style.BLUE} if good else style.BAD))
-    if picture.labels:
-        axes.set_title(style.short(picture.labels[group]), fontsize=10, loc="left")
-    style.tidy(axes)
 
 
 def _dots(rows: int) -> dict[str, Any]:
@@ -195,8 +197,9 @@ def _comparable(picture: Picture, shown: int) -> bool:
     spans = []
     for group in range(shown):
         own = picture.target[picture.codes == group]
-        spans.append((own.min(), own.max()))
-    low, high = np.array(spans).T
+        if len(own):
+            spans.append((own.min(), own.max()))
+    low, high = np.array(spans or [(0, 0)]).T
     return bool(np.median(high - low) >= 0.1 * (high.max() - low.min()))
 
 

@@ -33,6 +33,7 @@ LOOKS: tuple[dict[str, Any], ...] = tuple(
 )
 BAD: dict[str, Any] = {"color": VERMILLION, "linestyle": "--"}
 HATCH = "////"
+_HUGE = 1e200  # well beyond this, matplotlib's logarithmic scales overflow
 _LETTERS = 12  # of a legend, to an inch
 
 
@@ -102,7 +103,7 @@ def legend_below(figure: "Figure", handles: Sequence[Any]) -> None:
 def heading(axes: "Axes", title: str, note: str = "") -> None:
     """What is drawn, and below it in smaller print what a reader must know of it."""
     if note:
-        axes.annotate(note, (0, 1), (0, 6), "axes fraction", "offset points", fontsize=9, color=INK)
+        axes.annotate(note, (0, 1), (0, 6), "axes fraction", "offset points", fontsize=9, color=INK, gid="note")
     axes.set_title(plain(short(title, 62)), fontsize=12, loc="left", pad=22 if note else 8)
 
 
@@ -152,9 +153,10 @@ def reach(values: np.ndarray) -> tuple[float, float, bool, bool]:
     log = spans_decades(finite)
     finite = finite[finite > 0] if log else finite
     low, median, high = finite.min(), np.median(finite), finite.max()
-    if log and high > (cap := median * max(median / low, 1e3)):
-        return float(low), float(cap), True, True
-    return float(low), float(high), log, False
+    if not log:
+        return float(low), float(high), False, False
+    cap = min(float(median) * max(float(median) / float(low), 1e3), _HUGE)
+    return max(float(low), 1 / _HUGE), min(float(high), cap), True, bool(high > cap)
 
 
 def scale(axes: "Axes", values: np.ndarray, above: float = 1.0) -> None:
@@ -162,8 +164,9 @@ def scale(axes: "Axes", values: np.ndarray, above: float = 1.0) -> None:
     low, high, log, _ = reach(values)
     if log:
         axes.set_yscale("log")
-        room = (high / low) ** 0.06
-        axes.set_ylim(low / room, high * room**above)
+        first, last = np.log10([low, high])
+        room = 0.06 * (last - first)
+        axes.set_ylim(max(10 ** (first - room), 1 / _HUGE), min(10 ** (last + room * above), _HUGE))
     else:
         room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
         axes.set_ylim(low - room, high + room * above)
