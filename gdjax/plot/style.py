@@ -33,7 +33,7 @@ LOOKS: tuple[dict[str, Any], ...] = tuple(
 )
 BAD: dict[str, Any] = {"color": VERMILLION, "linestyle": "--"}
 HATCH = "////"
-_HUGE = 1e200  # well beyond this, matplotlib's logarithmic scales overflow
+_HUGE = 1e100  # some way beyond this, logarithmic scales and colour bars of matplotlib overflow
 _LETTERS = 12  # of a legend, to an inch
 
 
