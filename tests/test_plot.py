@@ -98,7 +98,7 @@ def test_a_solution_brings_its_record():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"record": np.ones(3)}, r"record has shape \(3,\); pass an array with 2 axes"),
+        ({"record": np.ones(3)}, r"record has shape \(3,\); pass the losses of N problems"),
         ({"record": np.ones((0, 3))}, "pass at least one problem"),
         ({"steps": [0, 1]}, r"steps has shape \(2,\), record \(21, 5\)"),
         ({"final": [0, 1]}, r"final has shape \(2,\)"),

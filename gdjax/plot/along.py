@@ -6,7 +6,7 @@ import numpy as np
 
 from gdjax.plot import style
 from gdjax.plot.axis import Axis, geometric
-from gdjax.plot.check import quantile
+from gdjax.plot.check import WORDS, quantile
 from gdjax.solution import Status
 
 if TYPE_CHECKING:
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 _BANDS = ((0.05, 0.95, 0.18), (0.25, 0.75, 0.35))
 _DOTTED = 40  # values up to this number get a dot each
-_ENDS: tuple[tuple[Status, str, dict[str, Any]], ...] = (
-    (Status.CONVERGED, "converged", {"color": style.BLUE}),
-    (Status.RAN_ALL_STEPS, "took all steps", {"color": style.PALE}),
-    (Status.DIVERGED, "diverged", {"facecolor": "white", "edgecolor": style.VERMILLION, "hatch": style.HATCH}),
-)
+_LOOKS: dict[Status, dict[str, Any]] = {
+    Status.CONVERGED: {"color": style.BLUE},
+    Status.RAN_ALL_STEPS: {"color": style.PALE},
+    Status.STOPPED: {"facecolor": "white", "edgecolor": style.GREY, "hatch": ".."},
+    Status.DIVERGED: {"facecolor": "white", "edgecolor": style.VERMILLION, "hatch": style.HATCH},
+}
 
 
 def line(
@@ -103,11 +104,11 @@ def _strip(axes: "Axes", axis: Axis, ends: np.ndarray) -> list[Any]:
     edges = axis.edges()
     base = np.zeros(len(ends))
     handles = []
-    for status, word, look in _ENDS:
+    for status, word in WORDS.items():
         share = (ends == status).mean(axis=1)
         if share.any():
             handles.append(
-                axes.bar(edges[:-1], share, np.diff(edges), base, align="edge", linewidth=0, label=word, **look)
+                axes.bar(edges[:-1], share, np.diff(edges), base, align="edge", linewidth=0, label=word, **_LOOKS[status])
             )
         base += share
     axes.set(ylim=(0, 1), yticks=[0, 1], yticklabels=["0", "all"], ylabel="share")

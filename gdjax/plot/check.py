@@ -6,6 +6,13 @@ import numpy as np
 
 from gdjax.solution import Status
 
+WORDS = {
+    Status.CONVERGED: "converged",
+    Status.RAN_ALL_STEPS: "took all steps",
+    Status.STOPPED: "stopped early",
+    Status.DIVERGED: "diverged",
+}
+
 
 def is_solution(value: Any) -> bool:
     """Whether this is a `Solution`, or another result with the same names, told by what it has."""

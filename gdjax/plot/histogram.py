@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gdjax.plot import style
-from gdjax.plot.check import is_solution, numbers, statuses
+from gdjax.plot.check import WORDS, is_solution, numbers, statuses
 from gdjax.solution import Status
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _note(ends: np.ndarray) -> str:
         if total > 1
         else "the problem converged"
     ]
-    for status, word in ((Status.RAN_ALL_STEPS, "took all steps"), (Status.DIVERGED, "diverged")):
-        if count := int((ends == status).sum()):
+    for status, word in WORDS.items():
+        if status != Status.CONVERGED and (count := int((ends == status).sum())):
             words.append(f"{count:,} {word}")
     return ", ".join(words)

@@ -35,8 +35,8 @@ def loss_over_steps(
     and bands; the first few are drawn by themselves. Batches of up to six problems are drawn problem by problem.
 
     Args:
-        record: a `Solution` of `minimize(..., record=k)`, which brings all of the following but `problems`, `names` and
-            `title`; or the losses themselves, `[N, R]`, NaN after a problem's end.
+        record: what `minimize(..., record=k)` or `sweep(..., record=k)` returned, which brings all of the following but
+            `problems`, `names` and `title`; or the losses themselves, `[N, R]`, NaN after a problem's end.
         steps: `[R]`, the steps at which they were recorded; 0, 1, 2, ... if not given.
         final: `[N]`, each problem's loss at its end.
         status: `[N]`, a `gdjax.Status` for each problem; without it, problems with an infinite loss count as diverged.
@@ -96,9 +96,12 @@ def _arrays(record: Any, steps: Any, final: Any, status: Any) -> tuple[np.ndarra
     if is_solution(record):
         if record.record is None:
             raise ValueError("the solution has no record; run minimize with record=k, the loss every k steps")
-        steps, final, status = record.record_steps, record.loss, record.status
+        steps, final, status = record.record_steps, np.ravel(record.loss), np.ravel(record.status)
         record = record.record
-    losses = numbers("record", record, 2)
+    losses = numbers("record", record)
+    if losses.ndim < 2:
+        raise ValueError(f"record has shape {losses.shape}; pass the losses of N problems at R steps, [N, R]")
+    losses = losses.reshape(-1, losses.shape[-1])
     if not losses.size:
         raise ValueError(f"record has shape {losses.shape}; pass at least one problem at one step")
     where = np.arange(losses.shape[1]) if steps is None else numbers("steps", steps, 1)
