@@ -101,9 +101,9 @@ def _arrays(record: Any, steps: Any, final: Any, status: Any) -> tuple[np.ndarra
     losses = numbers("record", record)
     if losses.ndim < 2:
         raise ValueError(f"record has shape {losses.shape}; pass the losses of N problems at R steps, [N, R]")
-    losses = losses.reshape(-1, losses.shape[-1])
     if not losses.size:
         raise ValueError(f"record has shape {losses.shape}; pass at least one problem at one step")
+    losses = losses.reshape(-1, losses.shape[-1])
     where = np.arange(losses.shape[1]) if steps is None else numbers("steps", steps, 1)
     for name, array, wanted in (("steps", where, losses.shape[1]), ("final", final, len(losses))):
         if array is not None and np.shape(array) != (wanted,):
