@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gdjax import host, kernel, reference, stop
+    from gdjax import host, kernel, plot, reference, stop
     from gdjax.batch import random_weights
     from gdjax.device import DeviceInfo, devices, select_device
     from gdjax.minimize import minimize
@@ -28,6 +28,7 @@ __all__ = [
     "host",
     "kernel",
     "minimize",
+    "plot",
     "random_weights",
     "reference",
     "select_device",
@@ -35,7 +36,7 @@ __all__ = [
     "verify",
 ]
 
-_MODULES = frozenset({"host", "kernel", "reference", "stop"})
+_MODULES = frozenset({"host", "kernel", "plot", "reference", "stop"})
 _HOMES = {
     "DeviceInfo": "device",
     "Plan": "plan",

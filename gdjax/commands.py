@@ -31,6 +31,13 @@ class Dtype(StrEnum):
     float64 = "float64"
 
 
+class PlotKind(StrEnum):
+    """What `gdjax solve --plot` draws."""
+
+    fits = "fits"
+    steps = "steps"
+
+
 class VerifiedLoss(StrEnum):
     """What a verified kernel descends."""
 
@@ -133,6 +140,9 @@ def solve(
         typer.Option(help="Write all fitted models: .csv, .parquet, .npz or .json.", metavar="FILE"),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the fits: .png or .svg.", metavar="FILE")] = None,
+    plot_kind: Annotated[
+        PlotKind, typer.Option(help="What --plot draws: the fits, or a histogram of the steps they took to converge.")
+    ] = PlotKind.fits,
 ) -> None:
     """Fit one linear model per group of a table, all groups at once.
 
@@ -156,6 +166,8 @@ def solve(
         names = [name.strip() for name in inputs.split(",") if name.strip()]
         check_names(group, names, target)
         check_outputs(table, out, plot)
+        if plot_kind is not PlotKind.fits and plot is None:
+            raise ValueError(f"--plot-kind {plot_kind} says what --plot draws; give --plot FILE as well")
         rate = parse_rate(learning_rate)
         rule, hyperparams = named_optimizer(optimizer, rate) if optimizer else (None, None)
 
@@ -189,7 +201,7 @@ def solve(
         if out is not None:
             write_table(out, columns_of(result, group, labels, names))
         if plot is not None:
-            save_picture(plot, result, x, t, codes, labels, names, target, group, loss)
+            save_picture(plot, plot_kind, result, x, t, codes, labels, names, target, group, loss)
 
     hint = "Those that took all steps may need more --steps, or --optimizer lbfgs."
     if loss in ("absolute", "quantile"):

@@ -10,7 +10,7 @@ import numpy as np
 from gdjax.files import check_output
 from gdjax.formats import WRITERS
 from gdjax.losses import named_loss
-from gdjax.plot import DRAWABLE, Picture, draw, save
+from gdjax.plot import DRAWABLE, fits, save, steps_to_convergence
 from gdjax.regression import Fit
 from gdjax.solution import Status
 
@@ -66,6 +66,7 @@ def columns_of(result: Fit, group: str | None, labels: Any, names: Sequence[str]
 
 def save_picture(
     path: Path,
+    kind: str,
     result: Fit,
     x: np.ndarray,
     t: np.ndarray,
@@ -76,17 +77,20 @@ def save_picture(
     group: str | None,
     loss: str,
 ) -> None:
-    picture = Picture(
-        inputs=x,
-        target=t,
-        codes=codes,
+    if kind == "steps":
+        save(steps_to_convergence(result), path)
+        return
+    figure = fits(
+        x,
+        t,
+        result.weights,
+        result.intercept,
+        groups=codes,
         labels=[str(label) for label in labels] if group else [],
-        weights=result.weights,
-        intercept=0 * result.weights[:, 0] if result.intercept is None else result.intercept,
-        good=result.status != Status.DIVERGED,
+        status=result.status,
         input_names=names,
         target_name=target,
         group_name=group or "",
         response=named_loss(loss).response,
     )
-    save(draw(picture), path)
+    save(figure, path)
