@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gdjax.minimize import minimize
     from gdjax.plan import Plan
     from gdjax.solution import Solution, Status
+    from gdjax.stream import StreamSolution, solve_stream
     from gdjax.verify import verify
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "Plan",
     "Solution",
     "Status",
+    "StreamSolution",
     "__version__",
     "devices",
     "host",
@@ -29,6 +31,7 @@ __all__ = [
     "random_weights",
     "reference",
     "select_device",
+    "solve_stream",
     "stop",
     "verify",
 ]
@@ -39,10 +42,12 @@ _HOMES = {
     "Plan": "plan",
     "Solution": "solution",
     "Status": "solution",
+    "StreamSolution": "stream",
     "devices": "device",
     "minimize": "minimize",
     "random_weights": "batch",
     "select_device": "device",
+    "solve_stream": "stream",
     "verify": "verify",
 }
 

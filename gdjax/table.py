@@ -3,14 +3,14 @@
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gdjax.files import check_output, replacing
-from gdjax.formats import READERS, WRITERS, TableError, check_content
+from gdjax.formats import JOINERS, READERS, WRITERS, TableError, check_content
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -178,6 +178,23 @@ def write_table(path: str | os.PathLike[str], columns: Mapping[str, Any]) -> Non
             WRITERS[path.suffix.lower()](table, file)
     except OSError as error:
         raise TableError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def write_joined(path: str | os.PathLike[str], tables: Iterator["pa.Table"]) -> None:
+    """Write tables below one another into one file, whole or not at all; CSV and Parquet one table at a time.
+
+    Args:
+        path: as in `write_table`.
+        tables: at least one table, all of one schema.
+    """
+    import pyarrow as pa
+
+    ending = Path(path).suffix.lower()
+    with replacing(path) as file:
+        if ending in JOINERS:
+            JOINERS[ending](tables, file)
+        else:
+            WRITERS[ending](pa.concat_tables(tables), file)
 
 
 def _plain(column: "pa.ChunkedArray") -> "pa.Array":
