@@ -104,8 +104,8 @@ class Job:
                     advance(self.rows(number) if self.count is not None else table.num_rows)
                 for written in behind:
                     written.result()
-            finally:
-                for waiting in (*ahead, *behind):
+            finally:  # what is computed is written, whatever happened to the rest
+                for waiting in ahead:
                     waiting.cancel()
 
     def abouts(self) -> Iterator[dict[str, Any]]:

@@ -84,7 +84,7 @@ class Mapped:
         weights = started if own else self.starts[rows]
         fill = lambda leaf: columns[leaf] if isinstance(leaf, str) else leaf  # noqa: E731
         options = dict(self.options)
-        if "learning_rate" in self.named():
+        if isinstance(options.get("learning_rate"), str) and options["learning_rate"] != "auto":
             options["learning_rate"] = columns[options["learning_rate"]]
         if isinstance(options.get("hyperparams"), Mapping):
             options["hyperparams"] = {k: fill(v) for k, v in options["hyperparams"].items()}

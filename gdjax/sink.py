@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ MANIFEST = "_manifest.json"
 STAGED = "_staged"
 KEY = b"gdjax"
 FORMAT = 1
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class SinkError(ValueError):
@@ -193,6 +195,8 @@ def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**before, **now}:
             yield from differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif DIGEST.fullmatch(str(before)) and DIGEST.fullmatch(str(now)):
+        yield f"{name} {'(loss, optimizer or stop rule) ' if name == 'program' else ''}is another"
     else:
         yield f"{name} was {brief(before)}, now it is {brief(now)}"
 

@@ -287,19 +287,11 @@ def open_source(source: Any, columns: Sequence[str], text: Sequence[str], stagin
         if missing:
             raise TableError(f"source has no array '{missing[0]}'; it has: {', '.join(map(str, source))}")
         return ArraySource({name: source[name] for name in dict.fromkeys([*columns, *text])})
-    path = Path(source)
-    ending = path.suffix.lower()
+    path, ending = Path(source), Path(source).suffix.lower()
     if path.is_dir() or ending == ".parquet":
         return ParquetSource(files_of(path), [*columns, *text])
     if ending == ".npy":
         return open_source({path.stem: path}, columns, text, staging)
-    if ending not in (".csv", ".npz"):
-        raise TableError(
-            f"source has the ending {ending!r}; pass a .parquet, .csv, .npz or .npy file, a folder of Parquet files, "
-            "a dict of arrays or .npy files by name, or an iterator of such dicts"
-        )
-    if not path.exists():
-        raise TableError(f"there is no file {path}")
     staging.mkdir(parents=True, exist_ok=True)
     return staged_csv(path, columns, text, staging) if ending == ".csv" else staged_npz(path, columns, staging)
 
@@ -308,6 +300,13 @@ def identity_of(source: Any) -> Any:
     """What the manifest says of a source; None for an iterator, whose parts are told apart by what they hold."""
     if isinstance(source, Mapping):
         return {str(name): array_identity(array) for name, array in source.items()}
-    if isinstance(source, (str, os.PathLike)):
-        return [file_identity(path) for path in files_of(Path(source))]
-    return None
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    files = files_of(Path(source))
+    ending = files[0].suffix.lower()
+    if ending not in (".parquet", ".csv", ".npz", ".npy"):
+        raise TableError(
+            f"source has the ending {ending!r}; pass a .parquet, .csv, .npz or .npy file, a folder of Parquet files, "
+            "a dict of arrays or .npy files by name, or an iterable of such dicts"
+        )
+    return [file_identity(path) for path in files]
