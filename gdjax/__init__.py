@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gdjax.plan import Plan
     from gdjax.progress import Progress
     from gdjax.solution import Solution, Status
+    from gdjax.stream import StreamSolution, solve_stream
     from gdjax.verify import verify
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "Progress",
     "Solution",
     "Status",
+    "StreamSolution",
     "__version__",
     "devices",
     "host",
@@ -32,6 +34,7 @@ __all__ = [
     "random_weights",
     "reference",
     "select_device",
+    "solve_stream",
     "stop",
     "verify",
 ]
@@ -43,10 +46,12 @@ _HOMES = {
     "Progress": "progress",
     "Solution": "solution",
     "Status": "solution",
+    "StreamSolution": "stream",
     "devices": "device",
     "minimize": "minimize",
     "random_weights": "batch",
     "select_device": "device",
+    "solve_stream": "stream",
     "verify": "verify",
 }
 

@@ -114,5 +114,6 @@ class Solution:
         >>> gdjax.minimize(gdjax.kernel.squared_loss, one, (2 * one, 4 * one), learning_rate=0.1, steps=5).summary()
         {'RAN_ALL_STEPS': 3, 'CONVERGED': 0, 'DIVERGED': 0}
         """
-        counts = np.bincount(np.asarray(self.status).astype(np.int64), minlength=len(Status))
-        return {status.name: int(counts[status]) for status in Status if status != Status.STOPPED or counts[status]}
+        ended = np.asarray(self.status)
+        counts = {status: int(np.count_nonzero(ended == np.int8(status))) for status in Status}
+        return {status.name: count for status, count in counts.items() if count or status != Status.STOPPED}
