@@ -176,7 +176,7 @@ class Session:
     def tuned(self, inputs: Any, flags: Any, count: int, steps: int, always: bool = False) -> Plan | None:
         """The plan remembered for large batches of this kind, measured first where the run is long."""
         kind, device = plans.kind_of(inputs, flags), self.devices[0]
-        default = plans.default(kind, device, count)
+        default = plans.default(kind, device, self.share(count))
         if self.refused is not None or not dev.is_host(device) or (default.tiles == 1 and not always):
             return None
         measure = always or tuning.worth_measuring(kind, device, count, steps)
@@ -303,13 +303,17 @@ class Session:
             wanted = plan
             if wanted is None and self.refused is None:
                 sound = plans.default if tile in (fixed.tile, history.steady) else plans.refill
-                wanted = sound(kind, self.devices[0], count)
+                wanted = sound(kind, self.devices[0], self.share(count))
             if wanted is not None:
                 wanted = plans.fitted(wanted, self.fusable if kind.elementwise else 1)
             if self.refused is not None and (wanted is None or wanted.kernel == "lanes"):
-                wanted = plans.fallback(kind, self.devices[0], count, self.refused)
+                wanted = plans.fallback(kind, self.devices[0], self.share(count), self.refused)
             assert wanted is not None
             return self.compiled(tile, inputs, flags, wanted)
+
+    def share(self, count: int) -> int:
+        """How many of so many problems each device gets."""
+        return -(-count // len(self.devices))
 
     def compiled(self, tile: Any, inputs: Any, flags: Any, plan: Plan) -> Block:
         key = (tile, plan, jax.tree.structure(inputs), tuple(jax.tree.leaves(flags)))
