@@ -19,6 +19,7 @@ from gdjax.plan import Plan
 from gdjax.progress import Watch
 from gdjax.rules import Descent, Rule, Transformation, is_pair
 from gdjax.session import SESSIONS, Job
+from gdjax.sharding import Sharded, layout_of
 from gdjax.solution import Solution, State
 
 MOST_ROWS = 257
@@ -97,13 +98,14 @@ def minimize(
     count = check_steps(steps)
     every, noted = choose_record(record, count)
     program = Program(checked_loss(loss), rule, None if stop is None else stops.as_rule(stop), noted)
-    devices = dev.select_devices(device)
+    layout = layout_of(batch, device)
+    devices = layout.devices if layout else dev.select_devices(device)
     with jax.enable_x64(batch.x64 or jax.config.jax_enable_x64):  # type: ignore[attr-defined]
         check_resume(resume, program, batch.count)
         session = SESSIONS.get(program, batch, devices)
-        with watching(batch.count, callback, progress) as watch:
+        with watching(layout.held if layout else batch.count, callback, progress) as watch:
             job = Job(count, plan if isinstance(plan, Plan) else None, measured(plan), every, watch)
-            out = session.run(batch, job, resume)
+            out = (Sharded(session, layout) if layout else session).run(batch, job, resume)
     rows = np.arange(count // every + 1, dtype=np.int64) * every if every else None
     if rows is not None and resume is not None:
         rows = rows + resume.total

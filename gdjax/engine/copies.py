@@ -26,8 +26,8 @@ def on_each(compiled: Callable[[jax.Device], Any], devices: Sequence[jax.Device]
     if not others:
         return (original,)
     try:
-        written = serialize_executable.serialize(original)
-        return original, *(loaded(*written, device) for device in others)
+        written, inputs, outputs = serialize_executable.serialize(original)
+        return original, *(loaded(written, inputs, outputs, device) for device in others)
     except Exception as error:  # whatever a backend or another JAX raises here, compiling anew still serves
         log.info("an executable for %s cannot be loaded on its siblings (%s): compiled for each", first, error)
         return original, *(compiled(device) for device in others)
