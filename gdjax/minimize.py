@@ -99,7 +99,7 @@ def minimize(
     every, noted = choose_record(record, count)
     program = Program(checked_loss(loss), rule, None if stop is None else stops.as_rule(stop), noted)
     layout = layout_of(batch, device)
-    devices = layout.devices if layout else dev.select_devices(device)
+    devices = layout.devices if layout else dev.own_devices(dev.select_devices(device))
     with jax.enable_x64(batch.x64 or jax.config.jax_enable_x64):  # type: ignore[attr-defined]
         check_resume(resume, program, batch.count)
         session = SESSIONS.get(program, batch, devices)

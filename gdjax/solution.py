@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gdjax import device as dev
 from gdjax.engine import program
 from gdjax.plan import Plan
 
@@ -79,7 +80,7 @@ class Solution:
     device: str
 
     def summary(self) -> dict[str, int]:
-        """How many problems ended in each status, by its name.
+        """How many problems ended in each status, by its name; over several processes, of those that this one holds.
 
         Returns:
             A dict with the keys `RAN_ALL_STEPS`, `CONVERGED` and `DIVERGED`, and `STOPPED` where a callback ended the
@@ -90,5 +91,5 @@ class Solution:
         >>> gdjax.minimize(gdjax.kernel.squared_loss, one, (2 * one, 4 * one), learning_rate=0.1, steps=5).summary()
         {'RAN_ALL_STEPS': 3, 'CONVERGED': 0, 'DIVERGED': 0}
         """
-        counts = np.bincount(np.asarray(self.status).astype(np.int64), minlength=len(Status))
+        counts = np.bincount(dev.here(self.status).astype(np.int64), minlength=len(Status))
         return {status.name: int(counts[status]) for status in Status if status != Status.STOPPED or counts[status]}
