@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gdjax.team import DONE, LEFT, SIGHT, Team, taking_part
+from gdjax.team import DONE, LEFT, SIGHT, Team, TeamError, taking_part
 
 if TYPE_CHECKING:
     from gdjax.jobs import Job, Totals
@@ -191,8 +191,8 @@ def together(
 ) -> Ending:
     """Do a job's missing parts together with the other processes; each calls this.
 
-    Process 0 opens the job first, and deals its missing parts out; the others open it then. When one dies, the others do
-    theirs; what it leaves is done by the next run, of however many processes.
+    Process 0 opens the job first, and deals its missing parts out; the others open it then. When one dies, the others
+    do theirs; what it leaves is done by the next run, of however many processes.
 
     Args:
         launch: which process this is, as `launched` tells.
@@ -211,12 +211,17 @@ def together(
         team.meet()
         if team.index == 0:
             job = open_job()
+            if job.count is None:
+                raise TeamError(
+                    "the source is an iterator, whose parts are known only at its end; write it into a Parquet file or "
+                    "folder first, or run one process"
+                )
             parts = job.missing()
             team.deal(parts)
         else:
             parts = team.dealt()
             job = open_job()
-        job.run(parts=parts[team.index :: teateam.count], progress=progress and team.index == 0)
+        job.run(parts=parts[team.index :: team.count], progress=progress and team.index == 0)
         team.say(DONE)
         lost = team.lost()
         missing = awaited(job, patient=not lost)
