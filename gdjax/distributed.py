@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from gdjax.team import DONE, LEFT, SIGHT, Team, TeamError, taking_part
 
 if TYPE_CHECKING:
     from gdjax.jobs import Job, Totals
+    from gdjax.stream import StreamSolution
 
 PATIENCE = 300
 """Seconds to wait for all processes to come."""
@@ -120,7 +122,9 @@ def on_this_machine(names: tuple[str, ...], environment: Mapping[str, str]) -> s
 
 
 @contextmanager
-def gathered(launch: Launch, patience: float = PATIENCE, say: Callable[[str], Any] = print) -> Iterator[None]:
+def gathered(
+    launch: Launch, patience: float = PATIENCE, say: Callable[[str], Any] = lambda text: None
+) -> Iterator[None]:
     """Wait until all processes have come, and at the end until all are through with what is within.
 
     Nothing within may touch a device of JAX's. A process that waits in vain ends with a message and status 2, before
@@ -180,6 +184,12 @@ class Ending:
     missing: list[int]
     lost: list[str]
 
+    @property
+    def told(self) -> str:
+        """What the user should know of processes that were lost."""
+        lines = "; ".join(self.lost) or f"{len(self.missing)} parts are missing although all processes ended well"
+        return lines + ("; run the same again, which does what is missing" if self.missing else "")
+
 
 def together(
     launch: Launch,
@@ -187,7 +197,7 @@ def together(
     open_job: Callable[[], Job],
     *,
     progress: bool = False,
-    say: Callable[[str], Any] = print,
+    say: Callable[[str], Any] = lambda text: None,
 ) -> Ending:
     """Do a job's missing parts together with the other processes; each calls this.
 
@@ -248,3 +258,67 @@ def among(parts: list[int], missing: list[int]) -> str:
         return "all its parts are there"
     few = ", ".join(str(number) for number in left[:5]) + (", ..." if len(left) > 5 else "")
     return f"{len(left)} of its {len(parts)} parts missing: {few}"
+
+
+class PartsMissing(RuntimeError):
+    """Other processes died or failed before their parts were done; the message says which, and how to go on."""
+
+
+def solve_stream(
+    source: Any,
+    sink: Any,
+    loss: Callable[..., Any],
+    weights: Any,
+    data: tuple[Any, ...] = (),
+    *,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> StreamSolution | None:
+    """`gdjax.solve_stream` by many processes: each calls this and does its parts, into one folder under one manifest.
+
+    Under `srun` or `mpirun` the processes find each other; elsewhere each is told `coordinator`, `processes` and its
+    `process_id`. Call it before anything touches a device of JAX's. Each process uses its own devices. Alone, it is
+    `gdjax.solve_stream`. The results are the same in every bit, whoever does which part.
+
+    Args:
+        source: as in `gdjax.solve_stream`, but no iterator; every process must be able to read it.
+        sink: a folder, or a file that is joined at the end; on a file system that all processes share.
+        loss, weights, data: as in `gdjax.solve_stream`.
+        coordinator: `host:port` of process 0, the port one that is free there.
+        processes: how many processes there are.
+        process_id: which of them this is, from 0.
+        progress: show a progress bar, of process 0's parts.
+        options: as in `gdjax.solve_stream`.
+
+    Returns:
+        A `StreamSolution` to the first of the processes that ended well, None to the others.
+
+    Raises:
+        ValueError: as `gdjax.solve_stream`; processes that cannot find or see each other.
+        PartsMissing: another process died, and parts of its are missing. This one's are done; the same again, with as
+            many processes as you like, does the rest.
+    """
+    from gdjax import stream
+
+    launch = launched(coordinator, processes, process_id)
+    if launch is None:
+        return stream.solve_stream(source, sink, loss, weights, data, progress=progress, **options)
+    opened: list[Job] = []
+
+    def open_job() -> Job:
+        opened.append(stream.open_job(source, sink, loss, weights, data, **options))
+        return opened[-1]
+
+    ending = together(launch, stream.places(sink)[0], open_job, progress=progress, say=tell)
+    if ending.missing:
+        raise PartsMissing(ending.told)
+    if ending.lost:
+        tell(ending.told)
+    return None if ending.totals is None else stream.told(opened[0], ending.totals, options.get("device", "auto"))
+
+
+def tell(text: str) -> None:
+    print(f"gdjax: {text}", file=sys.stderr, flush=True)
