@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from gdjax.team import DONE, LEFT, SIGHT, Team, TeamError, taking_part
 
 if TYPE_CHECKING:
-    from gdjax.jobs import Job, Totals
+    from gdjax.jobs import Job
     from gdjax.stream import StreamSolution
 
 PATIENCE = 300
@@ -175,12 +175,14 @@ class Ending:
     """How a run of several processes ended, as one of them sees it.
 
     Attributes:
-        totals: what `Job.finish` returned, to the process that called it; None to the others.
+        job: the job, this process's parts of which are done.
+        leads: whether this is the first of the processes that ended well: the one to finish the job.
         missing: the parts that are not there.
-        lost: one line for each process that died or failed.
+        lost: a line for each process that died or failed.
     """
 
-    totals: Totals | None
+    job: Job
+    leads: bool
     missing: list[int]
     lost: list[str]
 
@@ -236,11 +238,12 @@ def together(
         lost = team.lost()
         missing = awaited(job, patient=not lost)
         lines = [f"{m} {m.fate}; {among(parts[m.index :: team.count], missing)}" for m in lost]
-        if team.index != min(set(range(team.count)) - {member.index for member in lost}):
+        leads = team.index == min(set(range(team.count)) - {member.index for member in lost})
+        if leads:
+            team.disband(lost)
+        else:
             team.say(LEFT)
-            return Ending(None, missing, lines)
-        team.disband(lost)
-        return Ending(None if missing else job.finish(), missing, lines)
+        return Ending(job, leads, missing, lines)
 
 
 def awaited(job: Job, patient: bool) -> list[int]:
@@ -306,18 +309,19 @@ def solve_stream(
     launch = launched(coordinator, processes, process_id)
     if launch is None:
         return stream.solve_stream(source, sink, loss, weights, data, progress=progress, **options)
-    opened: list[Job] = []
-
-    def open_job() -> Job:
-        opened.append(stream.open_job(source, sink, loss, weights, data, **options))
-        return opened[-1]
-
-    ending = together(launch, stream.places(sink)[0], open_job, progress=progress, say=tell)
+    folder, _ = stream.places(sink)
+    ending = together(
+        launch,
+        folder,
+        lambda: stream.open_job(source, sink, loss, weights, data, **options),
+        progress=progress,
+        say=tell,
+    )
     if ending.missing:
         raise PartsMissing(ending.told)
     if ending.lost:
         tell(ending.told)
-    return None if ending.totals is None else stream.told(opened[0], ending.totals, options.get("device", "auto"))
+    return stream.told(ending.job, ending.job.finish(), options.get("device", "auto")) if ending.leads else None
 
 
 def tell(text: str) -> None:
