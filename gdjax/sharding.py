@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -67,14 +68,13 @@ class Layout:
 
     def join(self, parts: list[Any]) -> Any:
         """Global arrays, sharded as this layout says, of pytrees of NumPy or device arrays for each range."""
-        return jax.tree.map(lambda *leaves: self.whole(leaves), *parts)
-
-    def whole(self, leaves: tuple[Any, ...]) -> jax.Array:
-        of = dict(zip(self.ranges, leaves, strict=True))
+        of = dict(zip(self.ranges, parts, strict=True))
         placed = [jax.device_put(of[held], device) for device, held in self.places]
-        return jax.make_array_from_single_device_arrays(
-            (self.count, *leaves[0].shape[1:]), self.sharding, placed, dtype=leaves[0].dtype
-        )
+        return jax.tree.map(lambda *leaves: self.whole(leaves), *placed)
+
+    def whole(self, placed: tuple[jax.Array, ...]) -> jax.Array:
+        shape, dtype = (self.count, *placed[0].shape[1:]), placed[0].dtype
+        return jax.make_array_from_single_device_arrays(shape, self.sharding, list(placed), dtype=dtype)
 
 
 def shards(leaf: Any) -> Sequence[Any]:
@@ -190,8 +190,7 @@ class Sharded:
             with kept(settings):
                 return self.session.at(number).run(batches[number], alone, states[number])
 
-        with ThreadPoolExecutor(len(batches), thread_name_prefix="gdjax-shard") as pool:
-            return list(pool.map(one, range(len(batches))))
+        return list(crew(len(batches)).map(one, range(len(batches))))
 
     def slices(self, batches: list[Batch], job: Job, states: list[State | None]) -> list[Outcome]:
         """The same, so many steps at a time that the watch can be told in between; a record is made in one go."""
@@ -236,16 +235,34 @@ class Sharded:
 
     def outcome(self, parts: list[Outcome]) -> Outcome:
         """One outcome of those of all ranges."""
-        first, join = parts[0], self.layout.join
         fields = ("weights", "loss", "gradient_norm", "steps", "status", "record")
-        arrays = {name: join([getattr(part, name) for part in parts]) for name in fields}
-        carried = jax.tree.map(
-            lambda flag, *leaves: self.layout.whole(leaves) if flag else leaves[0],
-            carried_flags(first.state),
-            *(part.state.carried for part in parts),
+        states = [part.state for part in parts]
+        flags = jax.tree.leaves(carried_flags(states[0]))
+        carried = [jax.tree.leaves(state.carried) for state in states]
+        joined, own_carried = self.layout.join(
+            [
+                (
+                    {name: getattr(part, name) for name in fields},
+                    [c for c, flag in zip(held, flags, strict=True) if flag],
+                )
+                for part, held in zip(parts, carried, strict=True)
+            ]
         )
-        state = dataclasses.replace(first.state, carried=carried, status=arrays["status"], steps=arrays["steps"])
-        return dataclasses.replace(first, **arrays, state=state)
+        ready = iter(own_carried)
+        whole = [next(ready) if flag else leaf for leaf, flag in zip(carried[0], flags, strict=True)]
+        state = dataclasses.replace(
+            states[0],
+            carried=jax.tree.unflatten(jax.tree.structure(states[0].carried), whole),
+            status=joined["status"],
+            steps=joined["steps"],
+        )
+        return dataclasses.replace(parts[0], **joined, state=state)
+
+
+@functools.cache
+def crew(shards: int) -> ThreadPoolExecutor:
+    """The threads that run shards side by side, kept between calls."""
+    return ThreadPoolExecutor(shards, thread_name_prefix="gdjax-shard")
 
 
 def stopped(part: Outcome) -> Outcome:
