@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gdjax import device as dev
 from gdjax.friends import adopted
 
 WIDE = frozenset({"float64", "complex128"})
@@ -119,7 +120,7 @@ def to_array(leaf: Any, name: str, target: np.dtype | None) -> Any:
         if is_traced(array):
             check_width("dtype", target)
             return array.astype(target)
-        return array.astype(target) if isinstance(array, np.ndarray) else np.asarray(array).astype(target)
+        return dev.cast(array, target)
     if array.dtype.name in ("int64", "uint64") and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         limits = np.iinfo(np.int32)
         if array.size == 0 or (array.min() >= limits.min and array.max() <= limits.max):
@@ -192,25 +193,34 @@ def problem_axis_first(entry: Any, axes: Any, index: int) -> Any:
                 f"{name} has shape {tuple(leaf.shape)}, without axis {axis} for the problems; pass it with a problem "
                 f"axis, or in_axes=None for it if all problems share it{list_hint(entry)}"
             )
-        move, held = (jax.numpy.moveaxis, leaf) if is_traced(leaf) else (np.moveaxis, np.asarray(leaf))
-        moved.append(leaf if axis == 0 else move(held, axis, 0))
+        moved.append(leaf if axis == 0 else axis_first(leaf, axis))
     return jax.tree.unflatten(treedef, moved)
+
+
+def axis_first(leaf: Any, axis: int) -> Any:
+    """The array with this axis in front; one that lies in shards stays in shards."""
+    if is_traced(leaf):
+        return jax.numpy.moveaxis(leaf, axis, 0)
+    if not dev.in_shards(leaf):
+        return np.moveaxis(np.asarray(leaf), axis, 0)
+    with jax.enable_x64(True):
+        return jax.numpy.moveaxis(leaf, axis, 0)
 
 
 def hyper_array(name: str, value: Any, dtype: np.dtype) -> Any:
     """A hyperparameter as an array, scalar or `[N]`, in the dtype of the weights."""
-    array = value if is_traced(value) else np.asarray(value)
+    array = value if is_traced(value) or dev.in_shards(value) else np.asarray(value)
     if array.dtype.kind not in "fiub" and not jax.numpy.issubdtype(array.dtype, np.floating):
         raise TypeError(f"{name} has dtype {array.dtype}; pass a number or an [N] array of numbers")
     if array.ndim > 1:
         raise ValueError(f"{name} has shape {array.shape}; pass a number, or an [N] array with one per problem")
     if array.dtype.kind == "b":
         return array
-    return array.astype(dtype) if is_traced(array) else array.astype(dtype, copy=False)
+    return array.astype(dtype) if is_traced(array) else dev.cast(array, dtype)
 
 
 def check_rate(rate: Any) -> None:
-    array = rate if is_traced(rate) else np.asarray(rate)
+    array = rate if is_traced(rate) else dev.here(rate)
     if array.dtype.kind not in "fiu" and not jax.numpy.issubdtype(array.dtype, np.floating):
         raise TypeError(
             f"learning_rate is a {type(rate).__name__}; pass a number, an [N] array, a function step -> rate, or 'auto'"

@@ -21,6 +21,7 @@ from gdjax.plan import Plan
 from gdjax.progress import Watch
 from gdjax.rules import Descent, FreeRule, Projected, Rule, Transformation, is_pair
 from gdjax.session import SESSIONS, Job
+from gdjax.sharding import Sharded, layout_of
 from gdjax.solution import Solution, State
 
 MOST_ROWS = 257
@@ -109,13 +110,14 @@ def minimize(
         check_resume(resume, program, batch.count)
         chosen = plan if isinstance(plan, Plan) else None
         return whole(traced.solve(program, batch, count, every, chosen, resume), frame)
-    devices = dev.select_devices(device)
+    layout = layout_of(batch, device)
+    devices = layout.devices if layout else dev.own_devices(dev.select_devices(device))
     with traced.apart(), jax.enable_x64(batch.x64 or jax.config.jax_enable_x64):  # type: ignore[attr-defined]
         check_resume(resume, program, batch.count)
         session = SESSIONS.get(program, batch, devices)
-        with watching(batch.count, callback, progress) as watch:
+        with watching(layout.held if layout else batch.count, callback, progress) as watch:
             job = Job(count, plan if isinstance(plan, Plan) else None, measure, every, watch)
-            out = session.run(batch, job, resume)
+            out = (Sharded(session, layout) if layout else session).run(batch, job, resume)
     rows = np.arange(count // every + 1, dtype=np.int64) * every if every else None
     if rows is not None and resume is not None:
         rows = rows + resume.total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import logging
 import threading
@@ -80,7 +81,15 @@ class Session:
             log.info("the problem runs under vmap, not in lanes: %s", self.refused)
         self.best: Plan | None = None
         self.recalled = False
-        self.lock = threading.Lock()
+        self.lock, self.tuning = threading.Lock(), threading.Lock()
+        self.whole = self
+        self.seat: int | None = None
+
+    def at(self, number: int) -> Session:
+        """The same session on one of its devices alone; what it compiles and measures serves all of them."""
+        one = copy.copy(self)
+        one.seat, one.devices = number, self.devices[number : number + 1]
+        return one
 
     def run(self, batch: Batch, job: Job, state: State | None) -> Outcome:
         """All problems to their end, or to where the watch's callback ends the run."""
@@ -157,23 +166,26 @@ class Session:
     def tuned(self, inputs: Any, flags: Any, count: int, steps: int, always: bool = False) -> Plan | None:
         """The plan remembered for large batches of this kind, measured first where the run is long."""
         kind, device = plans.kind_of(inputs, flags), self.devices[0]
-        default = plans.default(kind, device, count)
+        default = plans.default(kind, device, self.share(count))
         if self.refused is not None or not dev.is_host(device) or (default.tiles == 1 and not always):
             return None
-        measure = always or tuning.worth_measuring(kind, device, count, steps)
-        if self.best is None and (measure or not self.recalled):
-            name = self.tuning_name(inputs, flags)
-            self.best, self.recalled = tuning.recall(name), True
-            if self.best is None and measure:
-                sample = pick(inputs, flags, slice(SAMPLE))
-                size = min(count, SAMPLE)
+        measure, whole = always or tuning.worth_measuring(kind, device, count, steps), self.whole
+        with whole.tuning:
+            if whole.best is None and (measure or not whole.recalled):
+                name = self.tuning_name(inputs, flags)
+                whole.best, whole.recalled = tuning.recall(name), True
+                if whole.best is None and measure:
+                    whole.best = self.measured(inputs, flags, kind, default, count)
+                    tuning.remember(name, whole.best)
+            return whole.best
 
-                def run(plan: Plan) -> None:
-                    run_block(self.block(fixed.tile, sample, flags, size, plan), sample, flags, size, 0, SAMPLE_STEPS)
+    def measured(self, inputs: Any, flags: Any, kind: plans.Kind, default: Plan, count: int) -> Plan:
+        sample, size = pick(inputs, flags, slice(SAMPLE)), min(count, SAMPLE)
 
-                self.best = tuning.fastest(tuning.candidates(kind, default), run)
-                tuning.remember(name, self.best)
-        return self.best
+        def run(plan: Plan) -> None:
+            run_block(self.block(fixed.tile, sample, flags, size, plan), sample, flags, size, 0, SAMPLE_STEPS)
+
+        return tuning.fastest(tuning.candidates(kind, default), run)
 
     def tuning_name(self, inputs: Any, flags: Any) -> str:
         one = problem_shapes((inputs.weights, inputs.data, inputs.hyper), (flags.weights, flags.data, flags.hyper))
@@ -284,19 +296,24 @@ class Session:
             wanted = plan
             if wanted is None and self.refused is None:
                 sound = plans.default if tile in (fixed.tile, history.steady) else plans.refill
-                wanted = sound(kind, self.devices[0], count)
+                wanted = sound(kind, self.devices[0], self.share(count))
             if wanted is not None:
                 wanted = plans.fitted(wanted, self.fusable if kind.elementwise else 1)
             if self.refused is not None and (wanted is None or wanted.kernel == "lanes"):
-                wanted = plans.fallback(kind, self.devices[0], count, self.refused)
+                wanted = plans.fallback(kind, self.devices[0], self.share(count), self.refused)
             assert wanted is not None
             return self.compiled(tile, inputs, flags, wanted)
+
+    def share(self, count: int) -> int:
+        """How many of so many problems each device gets."""
+        return -(-count // len(self.devices))
 
     def compiled(self, tile: Any, inputs: Any, flags: Any, plan: Plan) -> Block:
         key = (tile, plan, jax.tree.structure(inputs), tuple(jax.tree.leaves(flags)))
         if key not in self.blocks:
-            self.blocks[key] = compile_block(tile, self.program, plan, inputs, flags, self.devices)
-        return self.blocks[key]
+            self.blocks[key] = compile_block(tile, self.program, plan, inputs, flags, self.whole.devices)
+        block = self.blocks[key]
+        return block if self.seat is None else block.on(self.seat)
 
 
 class Sessions:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gdjax import device as dev
 from gdjax.engine import program
 from gdjax.friends import handed
 from gdjax.plan import Plan
@@ -103,7 +104,7 @@ class Solution:
         return handed(self, kind)
 
     def summary(self) -> dict[str, int]:
-        """How many problems ended in each status, by its name.
+        """How many problems ended in each status, by its name; over several processes, of those that this one holds.
 
         Returns:
             A dict with the keys `RAN_ALL_STEPS`, `CONVERGED` and `DIVERGED`, and `STOPPED` where a callback ended the
@@ -114,6 +115,6 @@ class Solution:
         >>> gdjax.minimize(gdjax.kernel.squared_loss, one, (2 * one, 4 * one), learning_rate=0.1, steps=5).summary()
         {'RAN_ALL_STEPS': 3, 'CONVERGED': 0, 'DIVERGED': 0}
         """
-        ended = np.asarray(self.status)
+        ended = dev.here(self.status)
         counts = {status: int(np.count_nonzero(ended == np.int8(status))) for status in Status}
         return {status.name: count for status, count in counts.items() if count or status != Status.STOPPED}
