@@ -149,7 +149,8 @@ def check_weight(name: str, leaf: Any, weights: Any) -> None:
     if leaf.ndim == 0:
         raise ValueError(
             f"{name} is a single number, without a problem axis; every leaf of weights is [N, ...], N problems "
-            f"in front: pass {name}[None] for one problem, or keep it out of weights if it is a setting{list_hint(weights)}"
+            f"in front: pass {name}[None] for one problem, or keep it out of weights if it is a setting"
+            f"{list_hint(weights)}"
         )
 
 

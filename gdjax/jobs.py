@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,8 +62,12 @@ class Job:
             raise ValueError("the parts of an iterator are not known before its end")
         return [number for number in range(self.count) if self.sink.held(number) is None]
 
-    def run(self, share: tuple[int, int] | None = None, progress: bool = False) -> None:
+    def run(
+        self, share: tuple[int, int] | None = None, progress: bool = False, parts: Sequence[int] | None = None
+    ) -> None:
         """Do the missing parts, or those of a share `(p, P)`: the parts whose number leaves p when divided by P.
+
+        Or, where the caller deals them out, just these `parts`.
 
         Raises:
             SinkError: a part cannot be written, or one that is there cannot be read. Parts that are done are kept.
@@ -73,14 +77,14 @@ class Job:
         if self.count is None:
             assert self.walk is not None
             todo: Iterable[Any] = ()
-            parts = (pair for pair in self.walk() if pair[0] % turns == turn)
+            pairs = (pair for pair in self.walk() if pair[0] % turns == turn)
             total = None
         else:
-            todo = [number for number in self.missing() if number % turns == turn]
-            parts = ((number, self.load(number)) for number in todo)
+            todo = [number for number in self.missing() if number % turns == turn] if parts is None else parts
+            pairs = ((number, self.load(number)) for number in todo)
             total = sum(map(self.rows, todo))
         with bar(progress, total, self.unit) as advance, interruptible() as stopped:
-            self.overlap(iter(parts), advance, stopped)
+            self.overlap(iter(pairs), advance, stopped)
         self.unchanged()
         if stopped.is_set():
             raise StreamStopped(

@@ -19,7 +19,7 @@ from gdjax.batch import Batch, prepare, problem_shapes
 from gdjax.dryrun import check_program
 from gdjax.engine.program import Program
 from gdjax.jobs import Answer
-from gdjax.minimize import check_steps, checked_loss, choose_rule, chosen_plan, minimize
+from gdjax.minimize import check_steps, checked_loss, choose_rule, measured, minimize
 from gdjax.plan import Plan
 from gdjax.solution import Solution
 
@@ -122,7 +122,8 @@ class Mapped:
         batch = prepare(weights, data, options["in_axes"], hyper, options.get("dtype"))
         stop = options.get("stop")
         program = Program(checked_loss(self.loss), rule, None if stop is None else stops.as_rule(stop))
-        plan = chosen_plan(options.get("plan", "auto"))
+        plan = options.get("plan", "auto")
+        measured(plan)  # is it one?
         names = {*self.keep} & {n for n, _ in weight_columns(self.weights)} | {*self.keep} & {*RESULTS}
         if names:
             raise ValueError(f"keep names '{min(names)}', which is a column of the results; rename it in the source")

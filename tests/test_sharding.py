@@ -16,6 +16,7 @@ from gdjax import session, stop
 from gdjax.engine import copies
 
 CPUS = jax.devices("cpu")
+ALONG = P("problems")
 MESH = Mesh(np.array(CPUS), ("problems",))
 GRID = Mesh(np.array(CPUS).reshape(4, 2), ("problems", "copies"))
 RULES = {"all steps": None, "stop rule": stop.gradient_below(0.05)}
@@ -32,7 +33,7 @@ def plan_for(case, count):
     return "auto" if (case, count) == ("squared", 1000) else gdjax.Plan(tile=64, tiles=32, chunk=2)
 
 
-def shard(tree, spec=P("problems"), mesh=MESH):
+def shard(tree, spec=ALONG, mesh=MESH):
     return jax.device_put(tree, NamedSharding(mesh, spec))
 
 
