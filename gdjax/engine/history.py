@@ -20,7 +20,7 @@ from gdjax.engine import fixed
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import RUNNING, Program, absent
 from gdjax.engine.refill import Ended, Running, Tile, at_rest, runs, striding
-from gdjax.engine.rounds import Run, awake, ends, select, write
+from gdjax.engine.rounds import Run, closed, ends, select, write
 from gdjax.engine.tile import inward, outward
 from gdjax.pieces import join
 from gdjax.progress import Watch
@@ -165,7 +165,7 @@ def recorded(
                 steps = min(steps, filled * every)
                 break
     write(kept, seats.lane, where)
-    return run("finish", whole._replace(lane=awake(kept)), flags, problems, start, steps), steps, made
+    return closed(run, whole, flags, kept, start, steps, watch), steps, made
 
 
 def steadily(

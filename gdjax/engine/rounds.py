@@ -72,7 +72,7 @@ def rounds(
         if len(stay) == len(where):
             seats, quiet = seats._replace(lane=lane), quiet + 1
         elif len(stay) == 0 and len(where) == count:
-            return run("finish", whole._replace(lane=awake(lane)), flags, count, start, steps), steps
+            return closed(run, whole, flags, lane, start, steps, watch), steps
         else:
             waits = np.flatnonzero(~going)
             write(kept, jax.tree.map(lambda leaf, waits=waits: leaf[waits], lane), where[waits])
@@ -82,7 +82,15 @@ def rounds(
             if watch.tell(ends(run, whole, flags, kept, waits, start, steps), len(waits)):
                 steps = age
     write(kept, seats.lane, where)
-    return run("finish", whole._replace(lane=awake(kept)), flags, count, start, steps), steps
+    return closed(run, whole, flags, kept, start, steps, watch), steps
+
+
+def closed(run: Run, whole: Running, flags: Running, kept: Any, start: int, steps: int, watch: Watch | None) -> Ended:
+    """All problems taken to their ends, step by step from where they wait."""
+    ended = run("finish", whole._replace(lane=awake(kept)), flags, len(kept["status"]), start, steps)
+    if watch is not None:
+        watch.took(int(np.sum(np.asarray(ended.lane["index"]) - np.asarray(kept["index"]), dtype=np.int64)))
+    return ended
 
 
 def ahead(age: int, quiet: int, left: int, stride: int, lull: int) -> tuple[int, int]:
