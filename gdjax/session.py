@@ -14,13 +14,13 @@ import numpy as np
 
 from gdjax import device as dev
 from gdjax import plan as plans
-from gdjax import tuning
+from gdjax import trust, tuning
 from gdjax.batch import Batch, problem_shapes
 from gdjax.dryrun import check_program
 from gdjax.engine import fixed, history, refill, rounds
+from gdjax.engine.evaluator import UnsupportedError, operations
 from gdjax.engine.feed import Block, compile_block, run_block
 from gdjax.engine.kernels import KERNELS
-from gdjax.engine.lanes import UnsupportedError, operations
 from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, STOPPED, Program
 from gdjax.pieces import cut, hashable, join, own, pick, scatter, unhashed
 from gdjax.plan import VECTOR, Plan
@@ -77,9 +77,10 @@ class Session:
         self.refused, self.fusable = lane_form(program, batch)
         if self.refused is not None:
             log.info("the problem runs under vmap, not in lanes: %s", self.refused)
+        self.registers = trust.Registers(program, batch, self.devices)
         self.best: Plan | None = None
         self.recalled = False
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def run(self, batch: Batch, job: Job, state: State | None) -> Outcome:
         """All problems to their end, or to where the watch's callback ends the run."""
@@ -158,9 +159,8 @@ class Session:
     ) -> tuple[fixed.Outputs, Any, Plan, int, Any]:
         """`(outputs, flags of their state, plan, steps, record)`; a problem that broke on the way says RUNNING."""
         if not job.every:
-            block = self.block(fixed.tile, inputs, flags, count, plan)
+            block, out = self.execute(fixed.tile, inputs, flags, count, plan, start, job.steps)
             out_flags = jax.tree.unflatten(block.out_tree, block.out_own)
-            out = run_block(block, inputs, flags, count, start, job.steps)
             return out, out_flags.state, block.plan, job.steps, None
 
         def run(inputs: Any, flags: Any, first: int, ahead: int) -> Any:
@@ -267,9 +267,9 @@ class Session:
 
         def run(name: str, inputs: Any, flags: Any, count: int, first: int, second: int) -> Any:
             tile = history.rows if name == "rows" else getattr(refill, name)
-            block = self.block(tile, inputs, flags, count, job.plan)
+            block, out = self.execute(tile, inputs, flags, count, job.plan, first, second)
             ran[name] = block.plan
-            return run_block(block, inputs, flags, count, first, second)
+            return out
 
         if lane is None:
             inputs = refill.Start(batch.weights, rule_state[0], batch.data, batch.hyper)
@@ -280,9 +280,9 @@ class Session:
         steps, record = job.steps, None
         if job.every:
             ended, steps, record = history.recorded(run, seated, lane_flags, start, steps, job.every, job.watch)
-        elif not dev.is_host(self.devices[0]) and job.watch is not None:
+        elif self.masked(job.plan) and job.watch is not None:
             ended, steps = rounds.slices(run, seated, lane_flags, start, steps, job.watch)
-        elif self.program.stop is None or not dev.is_host(self.devices[0]):
+        elif self.program.stop is None or self.masked(job.plan):
             ended = run("finish", seated, lane_flags, batch.count, start, steps)
         else:
             stride = self.block(refill.sprint, seated, lane_flags, batch.count, job.plan).plan.chunk
@@ -296,8 +296,42 @@ class Session:
             job.watch.settle(ended.lane["status"])
         return ended, next(ran[name] for name in ("sprint", "rows", "finish") if name in ran), steps, record
 
+    def masked(self, plan: Plan | None) -> bool:
+        """Whether problems with a stop rule run in one loop that masks those that are done, without rounds."""
+        return not dev.is_host(self.devices[0]) or (plan is not None and plan.kernel == "registers")
+
+    def execute(
+        self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None, start: int, steps: int
+    ) -> tuple[Block, Any]:
+        """The block that ran and its outputs; a kernel in registers that fails is given up for the next best form."""
+        block = self.block(tile, inputs, flags, count, plan)
+        try:
+            out = run_block(block, inputs, flags, count, start, steps)
+            if block.plan.kernel == "registers":
+                jax.block_until_ready(out)  # type: ignore[no-untyped-call]
+            return block, out
+        except jax.errors.JaxRuntimeError as error:
+            if block.plan.kernel != "registers":
+                raise
+            self.registers.refuse(f"it failed: {trust.first_line(error)}")
+            return self.execute(tile, inputs, flags, count, plan, start, steps)
+
     def block(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
-        """The compiled block for these inputs, in lanes where the problem has a lane form."""
+        """The compiled block for these inputs: in registers on an accelerator, or else in lanes, where the problem has
+        such a form."""
+        if self.registers.wanted(tile, plan):
+            plain = lambda: self.other(tile, inputs, flags, trust.SAMPLE, None)  # noqa: E731
+            with self.lock:
+                kind = plans.kind_of(inputs, flags)
+                fusable = self.fusable if self.refused is None else 1
+                made = self.registers.block(tile, inputs, flags, count, plan, kind, fusable, plain)
+            if made is not None:
+                return made
+        in_registers = plan is not None and plan.kernel == "registers"
+        return self.other(tile, inputs, flags, count, None if in_registers else plan)
+
+    def other(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
+        """The compiled block in lanes, or under vmap where there is no such form."""
         kind = plans.kind_of(inputs, flags)
         with self.lock:
             wanted = plan
@@ -309,6 +343,8 @@ class Session:
             if self.refused is not None and (wanted is None or wanted.kernel == "lanes"):
                 wanted = plans.fallback(kind, self.devices[0], count, self.refused)
             assert wanted is not None
+            if wanted.kernel == "lanes" and self.registers.refused:
+                wanted = dataclasses.replace(wanted, reason=self.registers.refused)
             return self.compiled(tile, inputs, flags, wanted)
 
     def compiled(self, tile: Any, inputs: Any, flags: Any, plan: Plan) -> Block:
