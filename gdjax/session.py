@@ -308,7 +308,7 @@ class Session:
         try:
             out = run_block(block, inputs, flags, count, start, steps)
             if block.plan.kernel == "registers":
-                jax.block_until_ready(out)  # type: ignore[no-untyped-call]
+                jax.block_until_ready(out)
             return block, out
         except jax.errors.JaxRuntimeError as error:
             if block.plan.kernel != "registers":

@@ -18,10 +18,11 @@ from jax import lax
 from gdjax.batch import Batch, problem_shapes
 from gdjax.engine import fixed, refill
 from gdjax.engine.evaluator import UnsupportedError
-from gdjax.engine.kernels import Kernel
+from gdjax.engine.kernels import Kernel, Lanes
 from gdjax.engine.program import DIVERGED, RUNNING, Program
 from gdjax.engine.scalars import DTYPES, Scalars, entries, row, value_of
 from gdjax.engine.targets import Arguments, Interpreted, Target
+from gdjax.engine.tile import inward, outward
 
 MAX_SCALARS = 320
 """Most scalars one problem may have, its weights, state and data together. A thread of a GPU has 255 registers; a
@@ -159,15 +160,16 @@ def descend(target: Target) -> Callable[..., Callable[[Any], Any]]:
 
     def tile(kernel: Any, program: Program, chunk: int, flags: fixed.Inputs, start: Any, steps: Any) -> Any:
         def run(inputs: fixed.Inputs) -> tuple[fixed.Outputs, fixed.Outputs]:
-            parts = Descent(program, inputs, flags)
+            given, own = started(kernel, program, inputs, flags)
+            parts = Descent(program, given, own)
             numbers = jnp.stack([jnp.asarray(start, jnp.int32), jnp.asarray(steps, jnp.int32)])
             zero = jnp.reshape(kernel.zero, 1)
 
-            def descent(machine: Machine, given: Arguments, arrays: list[np.ndarray]) -> list[np.ndarray]:
-                return parts.run(machine, given, arrays, chunk)
+            def descent(machine: Machine, arguments: Arguments, arrays: list[np.ndarray]) -> list[np.ndarray]:
+                return parts.run(machine, arguments, arrays, chunk)
 
             shapes = (*parts.step.out, *parts.report.out)
-            out = launch(target, descent, inputs, flags, numbers, zero, shapes, kernel.size)
+            out = launch(target, descent, given, own, numbers, zero, shapes, kernel.size)
             weights, state, healthy, loss, norm = out
             status = jax.vmap(fixed.ending)(weights, healthy, loss)
             result = fixed.Outputs(weights, state, loss, norm, status)
@@ -176,6 +178,22 @@ def descend(target: Target) -> Callable[..., Callable[[Any], Any]]:
         return run
 
     return tile
+
+
+def started(
+    kernel: Kernel, program: Program, inputs: fixed.Inputs, flags: fixed.Inputs
+) -> tuple[fixed.Inputs, fixed.Inputs]:
+    """The inputs, with the rule's state where making it takes a loop, which would be too long written out."""
+    own = (flags.weights, flags.data, flags.hyper)
+    parts = (inputs.weights, inputs.data, inputs.hyper)
+    if inputs.state is not None or "scan" not in str(jax.make_jaxpr(program.init)(*problem_shapes(parts, own))):
+        return inputs, flags
+    before = Lanes(kernel.size)
+    before.zero = kernel.zero
+    state, state_own = before.call(program.init, inward(before, parts, own), own)
+    every = jax.tree.map(lambda _: True, state)
+    state = outward(before, before.spread(state, state_own, every), every)
+    return inputs._replace(state=state), flags._replace(state=every)
 
 
 class Descent:

@@ -38,7 +38,7 @@ def expm1(x: Any, zero: Any) -> Any:
 
     (Kahan's form: N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 1.14.1.)
     """
-    u = lax.exp(x)
+    u = lax.exp(x) + lax.convert_element_type(zero, x.dtype)  # else XLA simplifies log(exp(x)) to x
     rest = u - one_at_run_time(x, zero)
     log = lax.log(u)
     near = lax.select(log == 0, x, rest * (x / lax.select(log == 0, lax.full_like(x, 1), log)))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
@@ -71,12 +72,11 @@ class Target:
                 numbers[0],
                 numbers[1],
                 self.full(zero[0]),
-                [[self.read(ref, i) for i in range(ref.shape[0])] for ref in mine],
+                [self.read(ref) for ref in mine],
                 [[self.full(ref[i]) for i in range(ref.shape[0])] for ref in common],
             )
             for ref, tiles in zip(results, compute(given), strict=True):
-                for i, x in enumerate(tiles):
-                    self.write(ref, i, x)
+                self.write(ref, tiles)
 
         return body
 
@@ -84,11 +84,12 @@ class Target:
         """An argument in the shape in which the kernel reads it."""
         return leaf
 
-    def read(self, ref: Any, i: int) -> Any:
-        return ref[i]
+    def read(self, ref: Any) -> list[Any]:
+        return [ref[i] for i in range(ref.shape[0])]
 
-    def write(self, ref: Any, i: int, x: Any) -> None:
-        ref[i] = x
+    def write(self, ref: Any, tiles: Sequence[Any]) -> None:
+        for i, x in enumerate(tiles):
+            ref[i] = x
 
     def call(
         self, body: Any, own: Sequence[Any], shared: Sequence[Any], out: Sequence[tuple[int, Any]], size: int
@@ -100,6 +101,12 @@ class Interpreted(Target):
     """Pallas' interpreter: shows that the arithmetic is right, and nothing about compilers. For tests."""
 
     tile = (128,)
+
+    def read(self, ref: Any) -> list[Any]:
+        return list(ref[...])  # one operation, where one per scalar would be compiled for seconds
+
+    def write(self, ref: Any, tiles: Sequence[Any]) -> None:
+        ref[...] = jnp.stack(tiles)
 
     def call(
         self, body: Any, own: Sequence[Any], shared: Sequence[Any], out: Sequence[tuple[int, Any]], size: int
@@ -156,14 +163,15 @@ class MosaicGPU(Target):
         tile = lax.full(self.tile, x)
         return self.settle(tile) if tile.dtype.kind == "i" else tile
 
-    def read(self, ref: Any, i: int) -> Any:
+    def read(self, ref: Any) -> list[Any]:
         from jax.experimental.pallas import mosaic_gpu as mosaic
 
         layout = mosaic.Layout.WG_STRIDED(self.tile, vec_size=1)
-        return mosaic.load(ref, (i, self.here()), layout=layout)
+        return [mosaic.load(ref, (i, self.here()), layout=layout) for i in range(ref.shape[0])]
 
-    def write(self, ref: Any, i: int, x: Any) -> None:
-        ref[i, self.here()] = self.settle(x)
+    def write(self, ref: Any, tiles: Sequence[Any]) -> None:
+        for i, x in enumerate(tiles):
+            ref[i, self.here()] = self.settle(x)
 
     def here(self) -> Any:
         return pl.ds(pl.program_id(0) * self.lanes, self.lanes)
