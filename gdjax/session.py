@@ -18,12 +18,11 @@ from gdjax import trust, tuning
 from gdjax.batch import Batch, problem_shapes
 from gdjax.dryrun import check_program
 from gdjax.engine import fixed, history, refill, rounds
-from gdjax.engine.evaluator import UnsupportedError, operations
 from gdjax.engine.feed import Block, compile_block, run_block
-from gdjax.engine.kernels import KERNELS
 from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, STOPPED, Program
+from gdjax.forms import lane_form
 from gdjax.pieces import cut, hashable, join, own, pick, scatter, unhashed
-from gdjax.plan import VECTOR, Plan
+from gdjax.plan import Plan
 from gdjax.progress import FIRST, Watch
 from gdjax.solution import State
 
@@ -31,9 +30,6 @@ log = logging.getLogger("gdjax")
 
 KEPT = 64
 """Kinds of problem whose compiled programs are kept."""
-
-FUSED_OPERATIONS = 256
-"""Longest pass of fused steps; XLA was seen to split longer passes."""
 
 SAMPLE, SAMPLE_STEPS = 1 << 19, 24
 """Problems and steps on which plans are measured."""
@@ -343,8 +339,8 @@ class Session:
             if self.refused is not None and (wanted is None or wanted.kernel == "lanes"):
                 wanted = plans.fallback(kind, self.devices[0], count, self.refused)
             assert wanted is not None
-            if wanted.kernel == "lanes" and self.registers.refused:
-                wanted = dataclasses.replace(wanted, reason=self.registers.refused)
+            if wanted.kernel == "lanes":
+                wanted = dataclasses.replace(wanted, reason=self.registers.why_not(tile))
             return self.compiled(tile, inputs, flags, wanted)
 
     def compiled(self, tile: Any, inputs: Any, flags: Any, plan: Plan) -> Block:
@@ -383,43 +379,3 @@ class Sessions:
 
 
 SESSIONS = Sessions()
-
-
-def lane_form(program: Program, batch: Batch) -> tuple[str | None, int]:
-    """Why the problem has no lane form (None: it has one), and how many of its steps may be fused into one pass.
-
-    Decided once, for all its tiles, from the problem alone. Fusing is for programs that carry their weights alone
-    and are short: XLA splits a long pass into several, at places that depend on its length, and where it
-    splits, a product that would have been contracted is rounded; and a product of what one step hands to the next is
-    computed in both, which compilers notice: used twice, it is not contracted.
-    """
-    inputs = batch.weights, batch.data, batch.hyper
-    flags = own(batch.weights), batch.data_flags, batch.hyper_flags
-    lane = jax.tree.map(
-        lambda one, flag: jax.ShapeDtypeStruct((*one.shape, VECTOR) if flag else one.shape, one.dtype),
-        problem_shapes(inputs, flags),
-        flags,
-    )
-    kernel = KERNELS["lanes"](VECTOR)
-
-    def trace(inputs: Any) -> None:
-        (weights, data, hyper), (own_weights, own_data, own_hyper) = inputs, flags
-        state, own_state = kernel.call(program.init, (weights, data, hyper), flags)
-        index = np.int32(0)
-        if program.stop is None:
-            arguments = (weights, state, np.bool_(True), index, data, hyper)
-            kernel.call(program.step, arguments, (own_weights, own_state, False, False, own_data, own_hyper))
-        else:
-            seat, own_seat = kernel.call(
-                program.begin, (weights, state, index, data), (own_weights, own_state, False, own_data)
-            )
-            kernel.call(program.stride, (seat, data, hyper), (own_seat, own_data, own_hyper))
-        kernel.call(program.report, (weights, data), (own_weights, own_data))
-
-    try:
-        jax.eval_shape(trace, lane)
-    except UnsupportedError as error:
-        return str(error), 1
-    step = kernel.traces_of(program.step if program.stop is None else program.stride)[0]
-    alone = program.rule.sticky and len(jax.tree.leaves(batch.weights)) == 1
-    return None, max(1, FUSED_OPERATIONS // operations(step)) if alone else 1

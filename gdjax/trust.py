@@ -20,6 +20,7 @@ import numpy as np
 from gdjax import device as dev
 from gdjax import plan as plans
 from gdjax.batch import Batch
+from gdjax.engine import history
 from gdjax.engine.feed import Block, compile_block, run_block
 from gdjax.engine.program import Program
 from gdjax.plan import Kind, Plan
@@ -64,6 +65,12 @@ class Registers:
         from gdjax.engine import registers
 
         return tile in registers.TILES
+
+    def why_not(self, tile: Any) -> str:
+        """Why what `tile` does is not done in registers; empty where nobody would expect it."""
+        if self.refused or dev.is_host(self.devices[0]):
+            return self.refused
+        return "a record is kept on the way" if tile in (history.steady, history.rows) else ""
 
     def refuse(self, reason: str) -> None:
         """Not again in this session."""
