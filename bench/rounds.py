@@ -242,6 +242,8 @@ def run_case(
     if "gdjax" in runs:
         say(f"{case.name}: gdjax, problems alone")
         rows["gdjax"].bit_equal = own.bit_equal(answers["gdjax"], own.alone(case, inputs, device))
+        if case.tolerance is not None:
+            rows["gdjax"].lane_share = own.lane_share(case, inputs, device)
     steps = useful_steps(case, answers)
     del answers
     factors = {name: scale(inputs, parts[name]) for name in names}

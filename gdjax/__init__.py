@@ -6,13 +6,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gdjax import host, kernel, reference, stop
+    from gdjax import host, kernel, plot, reference, stop
     from gdjax.batch import random_weights
     from gdjax.device import DeviceInfo, devices, select_device
     from gdjax.minimize import minimize
     from gdjax.plan import Plan
     from gdjax.progress import Progress
     from gdjax.solution import Solution, Status
+    from gdjax.stream import StreamSolution, solve_stream
     from gdjax.verify import verify
 
 __version__ = "0.1.0"
@@ -23,29 +24,34 @@ __all__ = [
     "Progress",
     "Solution",
     "Status",
+    "StreamSolution",
     "__version__",
     "devices",
     "host",
     "kernel",
     "minimize",
+    "plot",
     "random_weights",
     "reference",
     "select_device",
+    "solve_stream",
     "stop",
     "verify",
 ]
 
-_MODULES = frozenset({"host", "kernel", "reference", "stop"})
+_MODULES = frozenset({"host", "kernel", "plot", "reference", "stop"})
 _HOMES = {
     "DeviceInfo": "device",
     "Plan": "plan",
     "Progress": "progress",
     "Solution": "solution",
     "Status": "solution",
+    "StreamSolution": "stream",
     "devices": "device",
     "minimize": "minimize",
     "random_weights": "batch",
     "select_device": "device",
+    "solve_stream": "stream",
     "verify": "verify",
 }
 

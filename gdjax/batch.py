@@ -8,6 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from gdjax import device as dev
+from gdjax.friends import adopted
+
 WIDE = frozenset({"float64", "complex128"})
 
 
@@ -28,7 +31,10 @@ class Batch:
 
 
 def prepare(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype: Any) -> Batch:
-    """The batch of what was passed to `minimize`; raises ValueError or TypeError naming what does not fit."""
+    """The batch of what was passed to `minimize`, some of it traced perhaps.
+
+    Raises ValueError or TypeError naming what does not fit.
+    """
     if not isinstance(data, tuple):
         raise TypeError(
             f"data is a {type(data).__name__}; pass a tuple with one entry per argument of the loss after the weights, "
@@ -45,6 +51,9 @@ def prepare(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype:
     flags = spread_axes(in_axes, converted)
     converted = tuple(problem_axis_first(d, f, i) for i, (d, f) in enumerate(zip(converted, flags, strict=True)))
     own = tuple(jax.tree.map(lambda axis: axis is not None, f, is_leaf=lambda a: a is None) for f in flags)
+    named = [*leaves, *named_leaves(converted, "data")]
+    if any(is_traced(leaf) for leaf in jax.tree.leaves(([leaf for _, leaf in named], hyper))):
+        check_widths(named)
     common = np.result_type(*(leaf.dtype for _, leaf in leaves))
     hyper = {k: hyper_array(k, v, common) for k, v in hyper.items()}
     hyper_own = {k: v.ndim > 0 for k, v in hyper.items()}
@@ -54,6 +63,25 @@ def prepare(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype:
     everything = [leaf for _, leaf in leaves] + jax.tree.leaves(converted) + list(hyper.values())
     x64 = any(leaf.dtype.name in WIDE or leaf.dtype.name in ("int64", "uint64") for leaf in everything)
     return Batch(weights, converted, hyper, own, hyper_own, count, x64)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether this stands for an array in a `jit`, `vmap` or `grad` around the call, its values not known yet."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def check_widths(named: list[tuple[str, Any]]) -> None:
+    """Inside a trace there is float64 only where `jax_enable_x64` is on; elsewhere JAX would narrow it unasked."""
+    for name, leaf in named:
+        check_width(name, leaf.dtype)
+
+
+def check_width(name: str, dtype: Any) -> None:
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(
+            f"{name} is {dtype}, which JAX would narrow inside jit, vmap or grad; switch it on with "
+            "jax.config.update('jax_enable_x64', True), or pass dtype='float32'"
+        )
 
 
 def checked_dtype(dtype: Any) -> np.dtype | None:
@@ -76,12 +104,10 @@ def convert(tree: Any, name: str, target: np.dtype | None) -> Any:
 
 
 def to_array(leaf: Any, name: str, target: np.dtype | None) -> Any:
-    if isinstance(leaf, jax.core.Tracer):
-        raise NotImplementedError(f"{name} is being traced: minimize does not run inside jit, vmap or grad yet")
     if isinstance(leaf, (jax.Array, np.ndarray)):
         array = leaf
     elif hasattr(leaf, "__array__") or hasattr(leaf, "__dlpack__"):
-        array = np.asarray(leaf)
+        array = adopted(leaf)
     else:  # Python numbers and lists of them carry no dtype of their own: JAX's default
         array = np.asarray(leaf)
         if array.dtype.kind in "fiuc":
@@ -91,7 +117,10 @@ def to_array(leaf: Any, name: str, target: np.dtype | None) -> Any:
     if not (floating or kind in "iubc") or (array.dtype.itemsize > 8 and kind == "f"):
         raise TypeError(f"{name} has dtype {array.dtype}; pass numbers in a dtype JAX has, such as float32")
     if floating and target is not None and array.dtype != target:
-        return array.astype(target) if isinstance(array, np.ndarray) else np.asarray(array).astype(target)
+        if is_traced(array):
+            check_width("dtype", target)
+            return array.astype(target)
+        return dev.cast(array, target)
     if array.dtype.name in ("int64", "uint64") and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         limits = np.iinfo(np.int32)
         if array.size == 0 or (array.min() >= limits.min and array.max() <= limits.max):
@@ -120,7 +149,8 @@ def check_weight(name: str, leaf: Any, weights: Any) -> None:
     if leaf.ndim == 0:
         raise ValueError(
             f"{name} is a single number, without a problem axis; every leaf of weights is [N, ...], N problems "
-            f"in front: pass {name}[None] for one problem{list_hint(weights)}"
+            f"in front: pass {name}[None] for one problem, or keep it out of weights if it is a setting"
+            f"{list_hint(weights)}"
         )
 
 
@@ -164,26 +194,40 @@ def problem_axis_first(entry: Any, axes: Any, index: int) -> Any:
                 f"{name} has shape {tuple(leaf.shape)}, without axis {axis} for the problems; pass it with a problem "
                 f"axis, or in_axes=None for it if all problems share it{list_hint(entry)}"
             )
-        moved.append(leaf if axis == 0 else np.moveaxis(np.asarray(leaf), axis, 0))
+        moved.append(leaf if axis == 0 else axis_first(leaf, axis))
     return jax.tree.unflatten(treedef, moved)
+
+
+def axis_first(leaf: Any, axis: int) -> Any:
+    """The array with this axis in front; one that lies in shards stays in shards."""
+    if is_traced(leaf):
+        return jax.numpy.moveaxis(leaf, axis, 0)
+    if not dev.in_shards(leaf):
+        return np.moveaxis(np.asarray(leaf), axis, 0)
+    with jax.enable_x64(True):
+        return jax.numpy.moveaxis(leaf, axis, 0)
 
 
 def hyper_array(name: str, value: Any, dtype: np.dtype) -> Any:
     """A hyperparameter as an array, scalar or `[N]`, in the dtype of the weights."""
-    array = np.asarray(value)
+    array = value if is_traced(value) or dev.in_shards(value) else np.asarray(value)
     if array.dtype.kind not in "fiub" and not jax.numpy.issubdtype(array.dtype, np.floating):
         raise TypeError(f"{name} has dtype {array.dtype}; pass a number or an [N] array of numbers")
     if array.ndim > 1:
         raise ValueError(f"{name} has shape {array.shape}; pass a number, or an [N] array with one per problem")
-    return array.astype(dtype, copy=False) if array.dtype.kind != "b" else array
+    if array.dtype.kind == "b":
+        return array
+    return array.astype(dtype) if is_traced(array) else dev.cast(array, dtype)
 
 
 def check_rate(rate: Any) -> None:
-    array = np.asarray(rate)
+    array = rate if is_traced(rate) else dev.here(rate)
     if array.dtype.kind not in "fiu" and not jax.numpy.issubdtype(array.dtype, np.floating):
         raise TypeError(
             f"learning_rate is a {type(rate).__name__}; pass a number, an [N] array, a function step -> rate, or 'auto'"
         )
+    if is_traced(array):  # its values are not known yet
+        return
     if array.size and not (array.min() >= 0 and array.max() < np.inf):  # NaN fails both
         bad = ~np.isfinite(array.astype(np.float64)) | (array < 0)
         where = "" if array.ndim == 0 else f"[{int(np.argmax(bad))}]"
@@ -243,7 +287,7 @@ def random_weights(key: Any, shape: Any, count: int, *, scale: float = 1.0, dtyp
         dtype: a floating dtype; float64 works whatever the global x64 flag says.
 
     Returns:
-        A pytree of NumPy arrays `[N, *shape]`.
+        A pytree of NumPy arrays `[N, *shape]`; of traced arrays where the key is traced.
 
     Raises:
         ValueError: `count` is not positive.
@@ -265,7 +309,7 @@ def random_weights(key: Any, shape: Any, count: int, *, scale: float = 1.0, dtyp
             return [scale * jax.random.normal(k, s, wanted) for k, s in zip(keys, shapes, strict=True)]
 
         leaves = jax.jit(jax.vmap(one))(jax.numpy.arange(count, dtype=np.uint32))
-        return jax.tree.unflatten(treedef, [np.asarray(leaf) for leaf in leaves])
+        return jax.tree.unflatten(treedef, [leaf if is_traced(leaf) else np.asarray(leaf) for leaf in leaves])
 
 
 def is_shape(entry: Any) -> bool:

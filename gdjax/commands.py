@@ -5,7 +5,7 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -29,6 +29,13 @@ class Dtype(StrEnum):
 
     float32 = "float32"
     float64 = "float64"
+
+
+class PlotKind(StrEnum):
+    """What `gdjax solve --plot` draws."""
+
+    fits = "fits"
+    steps = "steps"
 
 
 class VerifiedLoss(StrEnum):
@@ -81,7 +88,12 @@ def devices() -> None:
 
 @app.command()
 def solve(
-    table: Annotated[Path, typer.Argument(help="A tidy table: .csv, .parquet or .npz (1-d arrays).", metavar="TABLE")],
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="A tidy table: .csv, .parquet or .npz (1-d arrays), or a folder of Parquet files.", metavar="TABLE"
+        ),
+    ],
     inputs: Annotated[str, typer.Option(help="The input columns, separated by commas.", metavar="COL,COL")],
     target: Annotated[str, typer.Option(help="The column to predict.", metavar="COL")],
     group: Annotated[
@@ -130,9 +142,23 @@ def solve(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write all fitted models: .csv, .parquet, .npz or .json.", metavar="FILE"),
+        typer.Option(
+            help="Write all fitted models: .csv, .parquet, .npz or .json; with --stream also a folder, in parts.",
+            metavar="FILE",
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the fits: .png or .svg.", metavar="FILE")] = None,
+    plot_kind: Annotated[
+        PlotKind, typer.Option(help="What --plot draws: the fits, or a histogram of the steps they took to converge.")
+    ] = PlotKind.fits,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            help="Go through the table in parts, for tables larger than memory: the same command goes on after any "
+            "interruption. Needs --out.",
+            show_default="for tables from 2 GiB on, and folders",
+        ),
+    ] = None,
 ) -> None:
     """Fit one linear model per group of a table, all groups at once.
 
@@ -149,15 +175,35 @@ def solve(
     from gdjax.printing import print_fit, print_whereabouts
     from gdjax.regression import fit
     from gdjax.solution import Status
-    from gdjax.solve import check_names, check_outputs, columns_of, parse_rate, save_picture
+    from gdjax.solve import check_names, check_outputs, columns_of, parse_rate, save_picture, steps_hint, streamed
+    from gdjax.streamed_solve import solve_streamed
     from gdjax.table import label_column, number_column, read_table, write_table
 
     with bad_input_told():
         names = [name.strip() for name in inputs.split(",") if name.strip()]
         check_names(group, names, target)
-        check_outputs(table, out, plot)
+        check_outputs(table, out, plot, streamed(table, stream))
+        if plot_kind is not PlotKind.fits and plot is None:
+            raise ValueError(f"--plot-kind {plot_kind} says what --plot draws; give --plot FILE as well")
         rate = parse_rate(learning_rate)
         rule, hyperparams = named_optimizer(optimizer, rate) if optimizer else (None, None)
+        options: dict[str, Any] = {
+            "intercept": not no_intercept,
+            "loss": loss,
+            "delta": delta,
+            "quantile": quantile,
+            "steps": steps,
+            "tol": tol,
+            "seed": seed,
+            "dtype": dtype.value,
+            "device": device,
+            "learning_rate": "auto" if rate is None else rate,
+            "optimizer": rule,
+            "hyperparams": hyperparams,
+        }
+        sys.path.insert(0, os.getcwd())  # where a user's module:function is looked for
+        if streamed(table, stream):
+            raise typer.Exit(solve_streamed(table, out, plot, group, names, target, options))
 
         began = time.perf_counter()
         data = read_table(table, [*([group] if group else []), *names, target])
@@ -165,36 +211,15 @@ def solve(
         labels, codes = label_column(data, group) if group else ([""], np.zeros(len(t), np.int32))
         read = time.perf_counter()
 
-        sys.path.insert(0, os.getcwd())  # where a user's module:function is looked for
         with errors.status(f"fitting {len(labels):,} models"):
-            result = fit(
-                x,
-                t,
-                codes,
-                intercept=not no_intercept,
-                loss=loss,
-                delta=delta,
-                quantile=quantile,
-                steps=steps,
-                tol=tol,
-                seed=seed,
-                dtype=dtype.value,
-                device=device,
-                names=names,
-                learning_rate="auto" if rate is None else rate,
-                optimizer=rule,
-                hyperparams=hyperparams,
-            )
+            result = fit(x, t, codes, names=names, **options)
         solved = time.perf_counter()
         if out is not None:
             write_table(out, columns_of(result, group, labels, names))
         if plot is not None:
-            save_picture(plot, result, x, t, codes, labels, names, target, group, loss)
+            save_picture(plot, plot_kind, result, x, t, codes, labels, names, target, group, loss)
 
-    hint = "Those that took all steps may need more --steps, or --optimizer lbfgs."
-    if loss in ("absolute", "quantile"):
-        hint = f"The {loss} loss has kinks: all steps are taken, ever smaller ones."
-    print_fit(output, result, labels if group else None, names, group, hint)
+    print_fit(output, result, labels if group else None, names, group, steps_hint(loss))
     spent = f"read in {read - began:.2f} s, fitted in {solved - read:.2f} s, compiling included"
     output.print(f"{len(t):,} rows {spent}, on {result.device}.")
     print_whereabouts(output, out, plot, len(labels))

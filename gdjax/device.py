@@ -54,19 +54,19 @@ def devices() -> list[DeviceInfo]:
     >>> devices()[-1].platform
     'cpu'
     """
-    found = [d for platform in platforms() for d in jax.devices(platform)]
+    found = [d for platform in platforms() for d in jax.local_devices(backend=platform)]
     counts = {p: sum(platform_of(d) == p for d in found) for p in {platform_of(d) for d in found}}
     return [describe(d, counts[platform_of(d)]) for d in found]
 
 
 def platforms() -> list[str]:
-    """Platforms with at least one device, the default one first, the host last."""
-    found = [platform_of(jax.devices()[0])]
+    """Platforms with at least one device of this process, the default one first, the host last."""
+    found = [platform_of(jax.local_devices()[0])]
     for platform in ("gpu", "tpu", "cpu"):
         if platform in found:
             continue
         try:
-            jax.devices(platform)
+            jax.local_devices(backend=platform)
         except RuntimeError:
             continue
         found.append(platform)
@@ -79,7 +79,7 @@ def platform_of(device: jax.Device) -> str:
 
 def describe(device: jax.Device, count: int) -> DeviceInfo:
     platform = platform_of(device)
-    siblings = jax.devices(device.platform)
+    siblings = jax.local_devices(backend=device.platform)
     kind = device.device_kind if platform != "cpu" else host_kind()
     return DeviceInfo(f"{platform}:{siblings.index(device)}", platform, kind, memory(device), count, device)
 
@@ -152,7 +152,7 @@ def named(name: str) -> jax.Device:
         default = jax.config.jax_default_device  # type: ignore[attr-defined]
         if isinstance(default, jax.Device):
             return default
-        return jax.devices(default)[0] if default else jax.devices()[0]
+        return jax.local_devices(backend=default or None)[0]
     platform, _, index = name.partition(":")
     platform = ALIASES.get(platform, platform)
     there = devices()
@@ -168,6 +168,40 @@ def named(name: str) -> jax.Device:
         mend = f"; for {platform} support: {INSTALL[platform]}" if platform in INSTALL and not matching else ""
         raise ValueError(f"device={name!r} is not here; there is {have}{mend}")
     return matching[int(index or 0)]
+
+
+def own_devices(chosen: list[jax.Device]) -> list[jax.Device]:
+    """The same devices; raises ValueError where one belongs to another process, which alone can run programs there."""
+    foreign = [d for d in chosen if d.process_index != d.client.process_index()]
+    if foreign:
+        raise ValueError(
+            f"device holds {foreign[0]}, which belongs to process {foreign[0].process_index}; to run over several "
+            "processes pass weights and data as arrays that are sharded over their devices "
+            "(jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec('axis')), mine)), and leave "
+            "device='auto': each process runs the problems it holds"
+        )
+    return chosen
+
+
+def in_shards(array: Any) -> bool:
+    """Whether an array lies on several devices."""
+    return isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
+
+
+def here(array: Any) -> np.ndarray:
+    """What this process holds of an array: all of it, save of one that lies with several processes."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.concatenate([np.asarray(s.data) for s in array.addressable_shards if s.replica_id == 0])
+
+
+def cast(array: Any, dtype: Any) -> Any:
+    """The array in another dtype, rounded as NumPy does; one that lies in shards stays where it lies."""
+    if not in_shards(array):
+        return np.asarray(array).astype(dtype, copy=False)
+    with jax.enable_x64(True):
+        pieces = [jax.device_put(np.asarray(s.data).astype(dtype), s.device) for s in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(array.shape, array.sharding, pieces)
 
 
 def is_host(device: jax.Device) -> bool:
@@ -218,7 +252,7 @@ def kind(device: jax.Device) -> str:
 
 def label(chosen: Sequence[jax.Device]) -> str:
     """The devices in one word, for messages and tables."""
-    names = [f"{platform_of(d)}:{jax.devices(d.platform).index(d)}" for d in chosen]
+    names = [f"{platform_of(d)}:{jax.local_devices(backend=d.platform).index(d)}" for d in chosen]
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 

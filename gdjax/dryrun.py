@@ -16,7 +16,7 @@ import numpy as np
 
 from gdjax.batch import Batch, brief, problem_shapes
 from gdjax.engine.program import Program
-from gdjax.rules import Descent, Transformation, is_pair
+from gdjax.rules import Descent, Projected, Transformation, is_pair
 from gdjax.stop import Step, StopRule, largest
 
 INDEX = jax.ShapeDtypeStruct((), np.int32)
@@ -28,10 +28,14 @@ def check_program(program: Program, batch: Batch) -> None:
     data = problem_shapes(batch.data, batch.data_flags)
     hyper = problem_shapes(batch.hyper, batch.hyper_flags)
     loss = check_loss(program.loss, weights, data)
-    if isinstance(program.rule, Descent):
-        check_rate(program, program.rule, weights, data, hyper)
+    rule = program.rule
+    if isinstance(rule, Projected):
+        check_project(rule.project, weights)
+        rule = rule.rule
+    if isinstance(rule, Descent):
+        check_rate(program, rule, weights, data, hyper)
     else:
-        check_optimizer(program, program.rule, weights, data, hyper)
+        check_optimizer(program, rule, weights, data, hyper)
     if program.stop is not None:
         check_stop(program.stop, weights, loss)
     if program.record is not None:
@@ -134,6 +138,14 @@ def check_optimizer(program: Program, rule: Transformation, weights: Any, data: 
         raise ValueError(
             f"optimizer brought its state {brief(state)} to {brief(new_state)}; update must keep the shapes"
         )
+
+
+def check_project(project: Callable[..., Any], weights: Any) -> None:
+    """A projection must keep structure, shapes and dtypes of the weights."""
+    out = returned("project", f"on the weights of one problem ({brief(weights)})", "", project, weights)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (out, weights)]
+    if brief(out) != brief(weights) or structures[0] != structures[1]:
+        raise ValueError(f"project brought weights {brief(weights)} to {brief(out)}; keep structure, shapes and dtypes")
 
 
 def check_stop(rule: StopRule, weights: Any, loss: Any) -> None:

@@ -9,13 +9,15 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str], prefix: str = ".gdjax-") -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that takes its place when the block ends well.
 
-    If the block raises, the temporary file is removed and whatever was at `path` stays as it was.
+    If the block raises, the temporary file is removed and whatever was at `path` stays as it was. After a power cut the
+    file is there whole or not at all.
 
     Args:
         path: where the file shall be; a link is followed, so that it is the file behind it which is replaced.
+        prefix: what the temporary file's name begins with.
 
     Yields:
         A binary file to write to.
@@ -32,7 +34,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = Path(path).resolve()
     # Opened by hand rather than with tempfile, whose files nobody but their owner may read afterwards.
-    temporary = target.with_name(f".gdjax-{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
             yield file
@@ -42,6 +44,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the system can: a file replaced there outlasts a power cut."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # a folder cannot be opened here
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_output(path: str | os.PathLike[str], endings: Sequence[str], error: type[ValueError] = ValueError) -> Path:

@@ -7,10 +7,11 @@ the first decimal point after it and turns the label `007` into 7.
 import csv
 import difflib
 import io
+import itertools
 import json
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -64,7 +65,7 @@ def _signature(head: bytes) -> str | None:
     return next((kind for magic, kind in _SIGNATURES.items() if head.startswith(magic)), None)
 
 
-def _check_columns(path: Path, wanted: Sequence[str], present: Sequence[str]) -> None:
+def check_columns(path: Path, wanted: Sequence[str], present: Sequence[str]) -> None:
     for name in wanted:
         if present.count(name) > 1:
             raise TableError(f"{path.name} has several columns named '{name}'; rename all but one of them")
@@ -86,7 +87,7 @@ def _read_csv(path: Path, wanted: list[str]) -> "pa.Table":
     parse = arrow_csv.ParseOptions(newlines_in_values=True)
     one_thread = arrow_csv.ReadOptions(use_threads=False)  # errors name the row then
     with arrow_csv.open_csv(path, one_thread, parse) as reader:
-        _check_columns(path, wanted, reader.schema.names)
+        check_columns(path, wanted, reader.schema.names)
     convert = arrow_csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.large_string()))
     try:
         return arrow_csv.read_csv(path, parse_options=parse, convert_options=convert)
@@ -98,7 +99,7 @@ def _read_parquet(path: Path, wanted: list[str]) -> "pa.Table":
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
-        _check_columns(path, wanted, file.schema_arrow.names)
+        check_columns(path, wanted, file.schema_arrow.names)
         return file.read(columns=wanted)
 
 
@@ -107,7 +108,7 @@ def _read_npz(path: Path, wanted: list[str]) -> "pa.Table":
 
     # Opened here because numpy.load does not close a file that turns out to be no archive.
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        _check_columns(path, wanted, archive.files)
+        check_columns(path, wanted, archive.files)
         arrays = {}
         for name in archive.files:
             try:
@@ -142,18 +143,33 @@ def _native(array: np.ndarray) -> np.ndarray:
 
 
 def _write_csv(table: "pa.Table", file: BinaryIO) -> None:
+    _join_csv(iter([table]), file)
+
+
+def _join_csv(tables: Iterator["pa.Table"], file: BinaryIO) -> None:
     from pyarrow import csv as arrow_csv
 
-    header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(table.column_names)
-    file.write(header.getvalue().encode())
-    arrow_csv.write_csv(table, file, arrow_csv.WriteOptions(include_header=False))
+    for number, table in enumerate(tables):
+        if number == 0:
+            header = io.StringIO()
+            csv.writer(header, lineterminator="\n").writerow(table.column_names)
+            file.write(header.getvalue().encode())
+        arrow_csv.write_csv(table, file, arrow_csv.WriteOptions(include_header=False))
 
 
 def _write_parquet(table: "pa.Table", file: BinaryIO) -> None:
     from pyarrow import parquet
 
     parquet.write_table(table, file)
+
+
+def _join_parquet(tables: Iterator["pa.Table"], file: BinaryIO) -> None:
+    from pyarrow import parquet
+
+    first = next(tables)
+    with parquet.ParquetWriter(file, first.schema) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
 
 
 def _write_npz(table: "pa.Table", file: BinaryIO) -> None:
@@ -181,3 +197,4 @@ def _write_json(table: "pa.Table", file: BinaryIO) -> None:
 
 READERS = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz}
 WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz, ".json": _write_json}
+JOINERS = {".csv": _join_csv, ".parquet": _join_parquet}

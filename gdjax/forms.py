@@ -11,6 +11,7 @@ from gdjax.batch import Batch, problem_shapes
 from gdjax.engine.evaluator import UnsupportedError, operations
 from gdjax.engine.kernels import KERNELS
 from gdjax.engine.program import Program
+from gdjax.engine.refill import at_rest
 from gdjax.pieces import own
 from gdjax.plan import VECTOR
 
@@ -37,6 +38,7 @@ def lane_form(program: Program, batch: Batch) -> tuple[str | None, int]:
 
     def trace(inputs: Any) -> None:
         (weights, data, hyper), (own_weights, own_data, own_hyper) = inputs, flags
+        kernel.call(program.start, (weights,), (own_weights,))
         state, own_state = kernel.call(program.init, (weights, data, hyper), flags)
         index = np.int32(0)
         if program.stop is None:
@@ -46,13 +48,14 @@ def lane_form(program: Program, batch: Batch) -> tuple[str | None, int]:
             seat, own_seat = kernel.call(
                 program.begin, (weights, state, index, data), (own_weights, own_state, False, own_data)
             )
-            kernel.call(program.stride, (seat, data, hyper), (own_seat, own_data, own_hyper))
+            lane_flags = (*at_rest(own_seat), False, own_data, own_hyper)
+            kernel.call(program.leap, (*at_rest(seat), np.bool_(True), data, hyper), lane_flags)
         kernel.call(program.report, (weights, data), (own_weights, own_data))
 
     try:
         jax.eval_shape(trace, lane)
     except UnsupportedError as error:
         return str(error), 1
-    step = kernel.traces_of(program.step if program.stop is None else program.stride)[0]
+    step = kernel.traces_of(program.step if program.stop is None else program.leap)[0]
     alone = program.rule.sticky and len(jax.tree.leaves(batch.weights)) == 1
     return None, max(1, FUSED_OPERATIONS // operations(step)) if alone else 1

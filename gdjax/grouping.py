@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Padding all groups to the longest is simplest and compiles once; beyond both of these it wastes too much.
-_PADDING_FACTOR = 4
-_PADDING_CELLS = 1 << 20
+# The smallest length to pad to. Fewer lengths are fewer programs to compile; shorter ones would save little.
+_SHORTEST = 16
 
 
 @dataclass(frozen=True)
@@ -83,19 +82,21 @@ class Groups:
         itself, so that a share of 0 takes it out of the loss and of the gradient without leaving a NaN
         behind.
         """
-        slots = np.arange(self.sizes[members].max())
+        slots = np.arange(self.lengths[members].max())
         own = slots < self.sizes[members, None]
         return self.starts[members, None] + np.where(own, slots, 0), own
 
-    def batches(self) -> Iterator[np.ndarray]:
-        """Groups to pad to one length: all of them, unless a few long ones would make it mostly padding.
+    @property
+    def lengths(self) -> np.ndarray:
+        """The length that each group is padded to: a power of two that follows from the group's own size.
 
-        Then those with sizes between two powers of two go together, and padding at most doubles them.
+        Not from the longest group's: a sum over more zeros may be taken in another order, and a group's bits must not
+        depend on what else is in the table.
         """
-        cells = len(self.sizes) * int(self.sizes.max())
-        if cells <= _PADDING_CELLS or cells <= _PADDING_FACTOR * int(self.sizes.sum()):
-            yield np.arange(len(self.sizes))
-            return
-        level = np.frexp(self.sizes - 0.5)[1]
-        for value in np.unique(level):
-            yield np.flatnonzero(level == value)
+        return np.maximum(_SHORTEST, 1 << np.frexp(self.sizes - 0.5)[1].astype(np.int64))
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Groups that are padded to one length."""
+        lengths = self.lengths
+        for length in np.unique(lengths):
+            yield np.flatnonzero(lengths == length)

@@ -24,6 +24,7 @@ from gdjax.files import check_output, replacing
 from gdjax.limits import Limits, clock, measure_limits
 from gdjax.minimize import minimize
 from gdjax.plot import save as save_figure
+from gdjax.plot import style
 
 ENDINGS = (".json",)
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
@@ -353,22 +354,20 @@ def plot(found: Measurement, path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: another ending, or a folder that is not there.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = style.figure(10, 4.5)
     speed, share = figure.subplots(1, 2)
     for i, one in enumerate(found.limits):
-        for kind, (style, marker) in zip(found.reference, (("-", "o"), ("--", "s"), (":", "^")), strict=False):
+        for kind, (dash, marker) in zip(found.reference, (("-", "o"), ("--", "s"), (":", "^")), strict=False):
             points = found.of(one.device, kind)
             sizes = [p.problems for p in points]
-            look = {"color": _COLOURS[i % len(_COLOURS)], "linestyle": style, "marker": marker}
+            look = {"color": _COLOURS[i % len(_COLOURS)], "linestyle": dash, "marker": marker}
             speed.plot(sizes, [p.steps_per_second for p in points], label=f"{one.device}, {kind}", **look)
             share.plot(sizes, [100 * p.limit_share for p in points], **look)
-    for (kind, rate), style in zip(found.reference.items(), ("-", "--", ":"), strict=False):
-        speed.axhline(rate, color="#888888", linestyle=style, label=f"scalar reference, {kind}")
+    for (kind, rate), dash in zip(found.reference.items(), ("-", "--", ":"), strict=False):
+        speed.axhline(rate, color="#888888", linestyle=dash, label=f"scalar reference, {kind}")
     speed.set(xscale="log", yscale="log", xlabel="problems", ylabel="steps per second", title="Speed")
     share.set(xscale="log", xlabel="problems", ylabel="% of the limit", title="Share of the device's limit", ylim=0)
     for axes in (speed, share):
-        axes.grid(alpha=0.3)
-    figure.legend(*speed.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        style.tidy(axes)
+    style.legend_below(figure, speed.get_legend_handles_labels()[0])
     save_figure(figure, path)

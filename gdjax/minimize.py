@@ -13,12 +13,15 @@ import numpy as np
 
 from gdjax import device as dev
 from gdjax import stop as stops
+from gdjax import traced
 from gdjax.batch import check_rate, prepare
 from gdjax.engine.program import Program
+from gdjax.friends import Frame, FramedProjection, framed, split, whole
 from gdjax.plan import Plan
 from gdjax.progress import Watch
-from gdjax.rules import Descent, Rule, Transformation, is_pair
+from gdjax.rules import Descent, FreeRule, Projected, Rule, Transformation, is_pair
 from gdjax.session import SESSIONS, Job
+from gdjax.sharding import Sharded, layout_of
 from gdjax.solution import Solution, State
 
 MOST_ROWS = 257
@@ -39,6 +42,7 @@ def minimize(
     record: Any = None,
     device: Any = "auto",
     dtype: Any = None,
+    project: Callable[[Any], Any] | None = None,
     plan: Any = "auto",
     resume: State | None = None,
     progress: bool = False,
@@ -63,6 +67,8 @@ def minimize(
             times on the way, or `(k, function)`, every k updates.
         device: `"auto"`, `"cpu"`, `"gpu"`, `"tpu"`, `"gpu:1"`, a `jax.Device`, a list of them, or a mesh.
         dtype: bring all floating arrays to this dtype; None keeps the dtypes that came in, float64 included.
+        project: a function of ONE problem's weights that brings them into a set, `w ← P(w − r·∂l/∂w)`: applied to the
+            start and after every update. optax's projections are such functions.
         plan: `"auto"` (a remembered plan, a sound default, or for long runs one that is measured first), `"measure"`
             (measure now and remember), or a `gdjax.Plan`. Results are the same under all but a `"vmap"` plan asked for.
         resume: the `state` of an earlier solution, whose weights are passed as `weights`, to go on from there.
@@ -93,23 +99,43 @@ def minimize(
     [1.2] [1.6]
     """
     rule, hyper = choose_rule(learning_rate, optimizer, hyperparams)
-    batch = prepare(weights, data, in_axes, hyper, dtype)
-    count = check_steps(steps)
+    arrays, frame = split(weights)
+    batch = prepare(arrays, data, in_axes, hyper, dtype)
+    count, measure = check_steps(steps), measured(plan)
     every, noted = choose_record(record, count)
-    program = Program(checked_loss(loss), rule, None if stop is None else stops.as_rule(stop), noted)
-    devices = dev.select_devices(device)
-    with jax.enable_x64(batch.x64 or jax.config.jax_enable_x64):  # type: ignore[attr-defined]
+    held, function = projected(rule, project, frame), framed(checked_loss(loss), frame)
+    program = Program(function, held, None if stop is None else stops.as_rule(stop), noted)
+    if traced.wanted(program, batch, resume):
+        traced.check_outer(device, measure, progress, callback)
+        check_resume(resume, program, batch.count)
+        chosen = plan if isinstance(plan, Plan) else None
+        return whole(traced.solve(program, batch, count, every, chosen, resume), frame)
+    layout = layout_of(batch, device)
+    devices = layout.devices if layout else dev.own_devices(dev.select_devices(device))
+    with traced.apart(), jax.enable_x64(batch.x64 or jax.config.jax_enable_x64):  # type: ignore[attr-defined]
         check_resume(resume, program, batch.count)
         session = SESSIONS.get(program, batch, devices)
-        with watching(batch.count, callback, progress) as watch:
-            job = Job(count, plan if isinstance(plan, Plan) else None, measured(plan), every, watch)
-            out = session.run(batch, job, resume)
+        with watching(layout.held if layout else batch.count, callback, progress) as watch:
+            job = Job(count, plan if isinstance(plan, Plan) else None, measure, every, watch)
+            out = (Sharded(session, layout) if layout else session).run(batch, job, resume)
     rows = np.arange(count // every + 1, dtype=np.int64) * every if every else None
     if rows is not None and resume is not None:
         rows = rows + resume.total
-    arrays = ("weights", "loss", "gradient_norm", "steps", "status")
-    given = {name: dev.give(getattr(out, name), devices[0]) for name in (*arrays, "record")}
-    return Solution(**given, record_steps=rows, state=out.state, plan=out.plan, device=dev.label(devices))
+    names = ("weights", "loss", "gradient_norm", "steps", "status", "record")
+    given = {name: dev.give(getattr(out, name), devices[0]) for name in names}
+    return whole(Solution(**given, record_steps=rows, state=out.state, plan=out.plan, device=dev.label(devices)), frame)
+
+
+def projected(rule: FreeRule, project: Any, frame: Frame | None) -> Rule:
+    """The rule, with a projection after its updates where one is wanted."""
+    if project is None:
+        return rule
+    if not callable(project):
+        raise TypeError(
+            f"project is a {type(project).__name__}; pass a function of one problem's weights, such as "
+            "optax.projections.projection_non_negative"
+        )
+    return Projected(rule, project if frame is None else FramedProjection(frame, project))
 
 
 def checked_loss(loss: Any) -> Callable[..., Any]:
@@ -151,7 +177,7 @@ def loss_of(step: stops.Step) -> Any:
     return step.loss
 
 
-def choose_rule(learning_rate: Any, optimizer: Any, hyperparams: Any) -> tuple[Rule, dict[str, Any]]:
+def choose_rule(learning_rate: Any, optimizer: Any, hyperparams: Any) -> tuple[FreeRule, dict[str, Any]]:
     """The update rule and the hyperparameters that are arrays."""
     if (learning_rate is None) == (optimizer is None):
         which = "neither" if optimizer is None else "both"
@@ -204,7 +230,7 @@ def check_hyperparams(optimizer: Callable[..., Any], hyper: dict[str, Any]) -> N
         )
 
 
-def plain_descent(rate: Any) -> tuple[Rule, dict[str, Any]]:
+def plain_descent(rate: Any) -> tuple[FreeRule, dict[str, Any]]:
     if isinstance(rate, str):
         if rate != "auto":
             raise ValueError(f"learning_rate={rate!r}; pass a number, an [N] array, a function step -> rate, or 'auto'")

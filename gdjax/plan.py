@@ -20,7 +20,7 @@ CACHE_BYTES = 24 * 1024
 BLOCK_BYTES = 4 * 1024 * 1024
 """Problems handed over in one call: enough that the call costs little beside them."""
 
-DEVICE_BYTES = 256 * 1024 * 1024
+DEVICE_BYTES = 1024 * 1024 * 1024
 """Problems brought into a kernel's layout at a time on a device with memory of its own."""
 
 VECTOR = 32
@@ -111,8 +111,8 @@ def default(kind: Kind, device: jax.Device, count: int) -> Plan:
 
 
 def registers(kind: Kind, lanes: int, count: int, fusable: int) -> Plan:
-    """The plan of a kernel in registers whose tiles have `lanes` problems: one launch for up to a million of them."""
-    most = power_below(DEVICE_BYTES / kind.bytes, 1024, 1 << 20)
+    """The plan of a kernel in registers whose tiles have `lanes` problems: one launch for as many as fit."""
+    most = power_below(DEVICE_BYTES / kind.bytes, 1024, 1 << 24)
     tile = power_below(2 * count - 1, max(lanes, VECTOR), max(lanes, most))
     return Plan("registers", tile, 1, min(8, fusable) if kind.elementwise else 1)
 
@@ -120,12 +120,17 @@ def registers(kind: Kind, lanes: int, count: int, fusable: int) -> Plan:
 def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
     """The plan of a batch with a stop rule: smaller blocks, since rounds grow narrow, and looks every few steps."""
     if dev.is_host(device) and kind.elementwise and SMALL < count <= 4096:
-        return Plan("lanes", SMALL, 4096 // SMALL, 8)
+        return Plan("lanes", SMALL, 4096 // SMALL, 4)
     if dev.is_host(device) and kind.elementwise and SMALL < count <= 1 << 16:
-        return Plan("lanes", 2048, 16, 8)
+        return Plan("lanes", 4096, 8, 4)
     plan = default(kind, device, min(count, 1 << 17))
-    chunk = 8 if kind.elementwise else 1
+    chunk = 4 if kind.elementwise else 1
     return dataclasses.replace(plan, tiles=min(plan.tiles, 8), chunk=chunk)
+
+
+def lull(kind: Kind) -> int:
+    """Updates that cost a lane about as much as being brought to the processor and back."""
+    return 192 if kind.elementwise else 32
 
 
 def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:

@@ -1,6 +1,6 @@
 """Fitted models on the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,38 @@ def print_fit(output: Console, result: Fit, labels: Any, names: Sequence[str], g
         group: the name of what the groups are.
         hint: what to say of models that took all their steps.
     """
-    count = len(result.loss)
+    print_models(output, result, labels, names, group)
+    kinds, first, counts = np.unique(result.notes, return_index=True, return_counts=True)
+    firsts = ["" if labels is None else str(labels[int(row)]) for row in first]
+    notes = {str(kind): (int(count), label) for kind, count, label in zip(kinds, counts, firsts, strict=True) if kind}
+    print_ends(output, {status: _count(result, status) for status in Status}, notes, hint)
+
+
+def print_models(output: Console, result: Fit, labels: Any, names: Sequence[str], group: str | None) -> None:
+    """Print the first groups."""
     left_out = (
         _print_one(output, result, names) if group is None else _print_first(output, result, labels, names, group)
     )
     if left_out:
         output.print(f"{left_out} more {'input has' if left_out == 1 else 'inputs have'} no room here.")
-    states = ", ".join(f"{_count(result, status):,} {words}" for status, words in _STATUS_WORDS.items())
-    output.print(f"{_models(count)}: {states}.", highlight=False)
-    if _count(result, Status.RAN_ALL_STEPS):
+
+
+def print_ends(output: Console, counts: Mapping[Status, int], notes: Mapping[str, tuple[int, str]], hint: str) -> None:
+    """Print how many came to which end, and what there is to note.
+
+    Args:
+        output: where to.
+        counts: how many models ended in each status.
+        notes: how many models have each note, and the name of the first, empty where models have none.
+        hint: what to say of models that took all their steps.
+    """
+    states = ", ".join(f"{counts[status]:,} {words}" for status, words in _STATUS_WORDS.items())
+    output.print(f"{_models(sum(counts.values()))}: {states}.", highlight=False)
+    if counts[Status.RAN_ALL_STEPS]:
         output.print(hint, style="dim", highlight=False)
-    if _count(result, Status.DIVERGED):
+    if counts[Status.DIVERGED]:
         output.print("Those that diverged need a smaller --learning-rate; auto looks for one.", style="dim")
-    _print_notes(output, result, labels)
+    _print_notes(output, notes)
 
 
 def _print_one(output: Console, result: Fit, names: Sequence[str]) -> int:
@@ -117,14 +136,13 @@ def _models(count: int) -> str:
     return f"{count:,} {'model' if count == 1 else 'models'}"
 
 
-def _print_notes(output: Console, result: Fit, labels: Any) -> None:
+def _print_notes(output: Console, notes: Mapping[str, tuple[int, str]]) -> None:
     """The commonest notes, each with how many groups have it and the first of them."""
-    kinds, first, counts = np.unique(result.notes, return_index=True, return_counts=True)
-    for number in np.argsort(-counts, kind="stable")[:8]:
-        if not kinds[number]:
-            continue
-        label = "" if labels is None else f" ({'such as ' if counts[number] > 1 else ''}{labels[int(first[number])]})"
-        output.print(f"* {kinds[number]}: {_models(int(counts[number]))}{escape(label)}", highlight=False)
+    commonest = sorted(sorted(notes), key=lambda text: -notes[text][0])[:8]
+    for text in commonest:
+        count, first = notes[text]
+        label = f" ({'such as ' if count > 1 else ''}{first})" if first else ""
+        output.print(f"* {text}: {_models(count)}{escape(label)}", highlight=False)
 
 
 def print_whereabouts(output: Console, out: Path | None, plot: Path | None, count: int) -> None:

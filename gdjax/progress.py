@@ -27,7 +27,8 @@ class Progress:
         done: how many of them have ended.
         converged: how many have met the stop rule.
         diverged: how many have diverged.
-        updates: updates taken by all problems together.
+        updates: updates that lanes have run, all together: those of problems that wait for others included, so that
+            `solution.steps.sum() / updates` at the end is the share of them that was of use.
         seconds: since the run began, compiling included.
         seconds_left: estimated from the updates or the problems that are left; None before there is anything to go by.
 

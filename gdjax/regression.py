@@ -24,6 +24,7 @@ from gdjax.minimize import minimize
 DEFAULT_STEPS = 10_000
 # Some 100 units of rounding of the standard problem's gradient, whose entries start out at about 1.
 DEFAULT_TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+_DRAWN = 4096  # random starts are drawn for so many groups at a time
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def fit(
     dtype: str = "float64",
     device: Any = "auto",
     names: Sequence[str] | None = None,
+    first_group: int = 0,
 ) -> Fit:
     """Fit `prediction = x · w + b` to every group of rows, all groups at once.
 
@@ -115,6 +117,7 @@ def fit(
         dtype: "float32" or "float64", the arithmetic of the descent.
         device: as in `gdjax.minimize`.
         names: the names of the inputs, for the notes.
+        first_group: how many groups of a larger table come before these: random starts go by a group's number.
 
     Returns:
         A `Fit`. A group with fewer rows than weights is fitted, and noted.
@@ -136,7 +139,7 @@ def fit(
     if len(codes) != len(target):
         raise ValueError(f"groups has {len(codes)} rows, target has {len(target)}")
     standard = _standardise(inputs, target, Groups.of(codes), chosen, intercept)
-    start = _start(standard, seed, intercept)
+    start = _start(standard, seed, intercept, first_group)
 
     found: dict[str, np.ndarray] = {}
     where = ""
@@ -205,15 +208,22 @@ def _standardise(inputs: np.ndarray, target: np.ndarray, groups: Groups, loss: L
     return _Standard(groups, centre, spread, groups.varies(x), z, u, units)
 
 
-def _start(standard: _Standard, seed: int | None, intercept: bool) -> np.ndarray:
+def _start(standard: _Standard, seed: int | None, intercept: bool, first: int) -> np.ndarray:
     shape = (len(standard.groups.sizes), standard.inputs.shape[1])
     if seed is None:
         return np.zeros(shape)
-    start = np.random.default_rng(seed).standard_normal(shape)
+    start = _drawn(seed, first, *shape)
     if intercept:
         # A constant input never moves its weight: left at a random start it would look like a finding.
         start[:, :-1] *= standard.varies
     return start
+
+
+def _drawn(seed: int, first: int, count: int, width: int) -> np.ndarray:
+    """Normal numbers `[count, width]` for the groups from number `first` on, whatever else is drawn."""
+    blocks = range(first // _DRAWN, (first + count - 1) // _DRAWN + 1)
+    drawn = [np.random.default_rng([seed, block]).standard_normal((_DRAWN, width)) for block in blocks]
+    return np.concatenate(drawn)[first % _DRAWN :][:count]
 
 
 def _padded(standard: _Standard, members: np.ndarray) -> list[np.ndarray]:

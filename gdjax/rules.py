@@ -1,8 +1,8 @@
 """Update rules: how one problem's weights move, given its gradient.
 
-A rule has `init(weights, loss) -> state` and `update(gradient, state, weights, step, loss) -> (weights, state)`, both
-for ONE problem, where `loss(weights)` closes over the problem's data. `hyperparams` are bound per problem before
-either.
+A rule has `start(weights) -> weights`, `init(weights, loss, hyper) -> state` and `update(gradient, state, weights,
+step, loss, hyper) -> (weights, state)`, all for ONE problem, where `loss(weights)` closes over the problem's data and
+`hyper` are the problem's hyperparameters.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ class Descent:
     schedule: Callable[[Any], Any] | None = None
     auto: bool = False
     sticky = True
+
+    def start(self, weights: Any) -> Any:
+        return weights
 
     def init(self, weights: Any, loss: Callable[[Any], Any], hyper: dict[str, Any]) -> Any:
         return curvature_rate(weights, loss) if self.auto else ()
@@ -59,6 +62,9 @@ class Transformation:
     constants: tuple[tuple[str, Any], ...] = ()
     sticky = False
 
+    def start(self, weights: Any) -> Any:
+        return weights
+
     def build(self, hyper: dict[str, Any]) -> Any:
         if is_pair(self.optimizer):
             return self.optimizer
@@ -87,7 +93,41 @@ class Transformation:
         return jax.tree.map(lambda w, m: (w + m).astype(w.dtype), weights, moves), new
 
 
-Rule = Descent | Transformation
+FreeRule = Descent | Transformation
+
+
+@dataclasses.dataclass(frozen=True)
+class Projected:
+    """Another rule whose start and whose every update are brought into a set: `w ← P(rule(w))`.
+
+    With plain descent this is projected gradient descent, `w ← P(w − r·∂l/∂w)` (Bertsekas, Nonlinear Programming, 3rd
+    ed., section 3.3). Not `sticky`: a projection may make an infinite weight finite again.
+    """
+
+    rule: FreeRule
+    project: Callable[[Any], Any]
+    sticky = False
+
+    def start(self, weights: Any) -> Any:
+        return self.project(weights)
+
+    def init(self, weights: Any, loss: Callable[[Any], Any], hyper: dict[str, Any]) -> Any:
+        return self.rule.init(weights, loss, hyper)
+
+    def update(
+        self,
+        gradient: Any,
+        state: Any,
+        weights: Any,
+        step: Any,
+        loss: Callable[[Any], Any],
+        hyper: dict[str, Any],
+    ) -> tuple[Any, Any]:
+        moved, state = self.rule.update(gradient, state, weights, step, loss, hyper)
+        return self.project(moved), state
+
+
+Rule = FreeRule | Projected
 
 
 def is_pair(optimizer: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import logging
 import threading
@@ -76,12 +77,20 @@ class Session:
         self.registers = trust.Registers(program, batch, self.devices)
         self.best: Plan | None = None
         self.recalled = False
-        self.lock = threading.RLock()
+        self.lock, self.tuning = threading.RLock(), threading.Lock()
+        self.whole = self
+        self.seat: int | None = None
+
+    def at(self, number: int) -> Session:
+        """The same session on one of its devices alone; what it compiles and measures serves all of them."""
+        one = copy.copy(self)
+        one.seat, one.devices = number, self.devices[number : number + 1]
+        return one
 
     def run(self, batch: Batch, job: Job, state: State | None) -> Outcome:
         """All problems to their end, or to where the watch's callback ends the run."""
         if state is not None:
-            self.check_carried(batch, state)
+            check_carried(self.program, batch, state)
         begun = state.total if state else 0
         if self.program.stop is not None:
             out = self.run_until(batch, job, state)
@@ -97,26 +106,6 @@ class Session:
         early = (np.asarray(out.status) == RAN_ALL_STEPS) & (np.asarray(out.steps) < begun + job.steps)
         status = np.where(early, np.int8(STOPPED), out.status)
         return dataclasses.replace(out, status=status, state=dataclasses.replace(out.state, status=status))
-
-    def check_carried(self, batch: Batch, state: State) -> None:
-        """What `state` carries must be what this rule and stop rule would have carried."""
-        inputs = batch.weights, batch.data, batch.hyper
-        flags = own(batch.weights), batch.data_flags, batch.hyper_flags
-        weights, data, hyper = problem_shapes(inputs, flags)
-        fresh, kept = jax.eval_shape(self.program.init, weights, data, hyper), state.flags
-        if self.program.stop is not None:
-            index = jax.ShapeDtypeStruct((), np.int32)
-            fresh, kept = jax.eval_shape(self.program.begin, weights, fresh, index, data), hashable(own(state.carried))
-        held = problem_shapes(state.carried, unhashed(kept, state.carried))
-        looks: list[Any] = [
-            (jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)])
-            for tree in (held, fresh)
-        ]
-        if looks[0] != looks[1]:
-            raise ValueError(
-                "resume comes from a run with another update rule, stop rule or kind of problem; go on with the "
-                "learning_rate or optimizer, the stop and the shapes you began with"
-            )
 
     def run_slices(self, batch: Batch, job: Job, state: State | None, watch: Watch) -> Outcome:
         """All steps, a slice of them at a time: between slices the watch is told."""
@@ -172,23 +161,26 @@ class Session:
     def tuned(self, inputs: Any, flags: Any, count: int, steps: int, always: bool = False) -> Plan | None:
         """The plan remembered for large batches of this kind, measured first where the run is long."""
         kind, device = plans.kind_of(inputs, flags), self.devices[0]
-        default = plans.default(kind, device, count)
+        default = plans.default(kind, device, self.share(count))
         if self.refused is not None or not dev.is_host(device) or (default.tiles == 1 and not always):
             return None
-        measure = always or tuning.worth_measuring(kind, device, count, steps)
-        if self.best is None and (measure or not self.recalled):
-            name = self.tuning_name(inputs, flags)
-            self.best, self.recalled = tuning.recall(name), True
-            if self.best is None and measure:
-                sample = pick(inputs, flags, slice(SAMPLE))
-                size = min(count, SAMPLE)
+        measure, whole = always or tuning.worth_measuring(kind, device, count, steps), self.whole
+        with whole.tuning:
+            if whole.best is None and (measure or not whole.recalled):
+                name = self.tuning_name(inputs, flags)
+                whole.best, whole.recalled = tuning.recall(name), True
+                if whole.best is None and measure:
+                    whole.best = self.measured(inputs, flags, kind, default, count)
+                    tuning.remember(name, whole.best)
+            return whole.best
 
-                def run(plan: Plan) -> None:
-                    run_block(self.block(fixed.tile, sample, flags, size, plan), sample, flags, size, 0, SAMPLE_STEPS)
+    def measured(self, inputs: Any, flags: Any, kind: plans.Kind, default: Plan, count: int) -> Plan:
+        sample, size = pick(inputs, flags, slice(SAMPLE)), min(count, SAMPLE)
 
-                self.best = tuning.fastest(tuning.candidates(kind, default), run)
-                tuning.remember(name, self.best)
-        return self.best
+        def run(plan: Plan) -> None:
+            run_block(self.block(fixed.tile, sample, flags, size, plan), sample, flags, size, 0, SAMPLE_STEPS)
+
+        return tuning.fastest(tuning.candidates(kind, default), run)
 
     def tuning_name(self, inputs: Any, flags: Any) -> str:
         one = problem_shapes((inputs.weights, inputs.data, inputs.hyper), (flags.weights, flags.data, flags.hyper))
@@ -282,12 +274,12 @@ class Session:
             ended = run("finish", seated, lane_flags, batch.count, start, steps)
         else:
             stride = self.block(refill.sprint, seated, lane_flags, batch.count, job.plan).plan.chunk
-            stride = stride if stride > 1 else rounds.STRIDE
-            few = batch.count * plans.kind_of(seated, lane_flags).bytes <= rounds.FEW_BYTES
-            if few and job.watch is None:
+            stride = rounds.STRIDE if stride == 1 else max(stride, rounds.STRIDE // stride * stride)
+            kind = plans.kind_of(seated, lane_flags)
+            if batch.count * kind.bytes <= rounds.FEW_BYTES and job.watch is None:
                 ended = rounds.straight(run, seated, lane_flags, start, steps, stride)
             else:
-                ended, steps = rounds.rounds(run, seated, lane_flags, start, steps, stride, job.watch)
+                ended, steps = rounds.rounds(run, seated, lane_flags, start, steps, stride, plans.lull(kind), job.watch)
         if job.watch is not None:
             job.watch.settle(ended.lane["status"])
         return ended, next(ran[name] for name in ("sprint", "rows", "finish") if name in ran), steps, record
@@ -320,9 +312,9 @@ class Session:
             with self.lock:
                 kind = plans.kind_of(inputs, flags)
                 fusable = self.fusable if self.refused is None else 1
-                made = self.registers.block(tile, inputs, flags, count, plan, kind, fusable, plain)
+                made = self.registers.block(tile, inputs, flags, self.share(count), plan, kind, fusable, plain)
             if made is not None:
-                return made
+                return made if self.seat is None else made.on(self.seat)
         in_registers = plan is not None and plan.kernel == "registers"
         return self.other(tile, inputs, flags, count, None if in_registers else plan)
 
@@ -333,21 +325,26 @@ class Session:
             wanted = plan
             if wanted is None and self.refused is None:
                 sound = plans.default if tile in (fixed.tile, history.steady) else plans.refill
-                wanted = sound(kind, self.devices[0], count)
+                wanted = sound(kind, self.devices[0], self.share(count))
             if wanted is not None:
                 wanted = plans.fitted(wanted, self.fusable if kind.elementwise else 1)
             if self.refused is not None and (wanted is None or wanted.kernel == "lanes"):
-                wanted = plans.fallback(kind, self.devices[0], count, self.refused)
+                wanted = plans.fallback(kind, self.devices[0], self.share(count), self.refused)
             assert wanted is not None
             if wanted.kernel == "lanes":
                 wanted = dataclasses.replace(wanted, reason=self.registers.why_not(tile))
             return self.compiled(tile, inputs, flags, wanted)
 
+    def share(self, count: int) -> int:
+        """How many of so many problems each device gets."""
+        return -(-count // len(self.devices))
+
     def compiled(self, tile: Any, inputs: Any, flags: Any, plan: Plan) -> Block:
         key = (tile, plan, jax.tree.structure(inputs), tuple(jax.tree.leaves(flags)))
         if key not in self.blocks:
-            self.blocks[key] = compile_block(tile, self.program, plan, inputs, flags, self.devices)
-        return self.blocks[key]
+            self.blocks[key] = compile_block(tile, self.program, plan, inputs, flags, self.whole.devices)
+        block = self.blocks[key]
+        return block if self.seat is None else block.on(self.seat)
 
 
 class Sessions:
@@ -379,3 +376,24 @@ class Sessions:
 
 
 SESSIONS = Sessions()
+
+
+def check_carried(program: Program, batch: Batch, state: State) -> None:
+    """What `state` carries must be what this rule and stop rule would have carried."""
+    inputs = batch.weights, batch.data, batch.hyper
+    flags = own(batch.weights), batch.data_flags, batch.hyper_flags
+    weights, data, hyper = problem_shapes(inputs, flags)
+    fresh, kept = jax.eval_shape(program.init, weights, data, hyper), state.flags
+    if program.stop is not None:
+        index = jax.ShapeDtypeStruct((), np.int32)
+        fresh, kept = jax.eval_shape(program.begin, weights, fresh, index, data), hashable(own(state.carried))
+    held = problem_shapes(state.carried, unhashed(kept, state.carried))
+    looks: list[Any] = [
+        (jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)])
+        for tree in (held, fresh)
+    ]
+    if looks[0] != looks[1]:
+        raise ValueError(
+            "resume comes from a run with another update rule, stop rule or kind of problem; go on with the "
+            "learning_rate or optimizer, the stop and the shapes you began with"
+        )

@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from gdjax import device as dev
 from gdjax.engine import program
+from gdjax.friends import handed
 from gdjax.plan import Plan
 
 
@@ -78,8 +80,31 @@ class Solution:
     plan: Plan
     device: str
 
+    def to(self, kind: str) -> Solution:
+        """The same solution in another library's arrays, without a copy on the CPU.
+
+        Args:
+            kind: `"numpy"`, `"torch"` or `"jax"`. NumPy arrays and torch tensors may share their memory with this
+                solution: do not write into them.
+
+        Returns:
+            A `Solution` with every array of that kind; whatever is no array in a model's weights stays.
+
+        Raises:
+            ValueError: another kind, or `"jax"` for 64-bit arrays while `jax_enable_x64` is off.
+            TypeError: the solution is being traced.
+            ImportError: torch is not installed.
+
+        >>> import gdjax, numpy as np
+        >>> one = np.ones(3, np.float32)
+        >>> solution = gdjax.minimize(gdjax.kernel.squared_loss, one, (one, 4 * one), learning_rate=1.0, steps=1)
+        >>> solution.to("numpy").weights
+        array([4., 4., 4.], dtype=float32)
+        """
+        return handed(self, kind)
+
     def summary(self) -> dict[str, int]:
-        """How many problems ended in each status, by its name.
+        """How many problems ended in each status, by its name; over several processes, of those that this one holds.
 
         Returns:
             A dict with the keys `RAN_ALL_STEPS`, `CONVERGED` and `DIVERGED`, and `STOPPED` where a callback ended the
@@ -90,5 +115,6 @@ class Solution:
         >>> gdjax.minimize(gdjax.kernel.squared_loss, one, (2 * one, 4 * one), learning_rate=0.1, steps=5).summary()
         {'RAN_ALL_STEPS': 3, 'CONVERGED': 0, 'DIVERGED': 0}
         """
-        counts = np.bincount(np.asarray(self.status).astype(np.int64), minlength=len(Status))
-        return {status.name: int(counts[status]) for status in Status if status != Status.STOPPED or counts[status]}
+        ended = dev.here(self.status)
+        counts = {status: int(np.count_nonzero(ended == np.int8(status))) for status in Status}
+        return {status.name: count for status, count in counts.items() if count or status != Status.STOPPED}

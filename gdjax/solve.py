@@ -10,16 +10,37 @@ import numpy as np
 from gdjax.files import check_output
 from gdjax.formats import WRITERS
 from gdjax.losses import named_loss
-from gdjax.plot import DRAWABLE, Picture, draw, save
+from gdjax.plot import DRAWABLE, fits, save, steps_to_convergence
 from gdjax.regression import Fit
 from gdjax.solution import Status
 
+STREAMED_BYTES = 2 << 30
+"""Tables at least this big are streamed without being asked."""
 
-def check_outputs(table: Path, out: Path | None, plot: Path | None) -> None:
+
+def streamed(table: Path, asked: bool | None) -> bool:
+    """Whether a table is gone through in parts."""
+    if asked is not None:
+        return asked
+    return table.is_dir() or (table.exists() and table.stat().st_size >= STREAMED_BYTES)
+
+
+def steps_hint(loss: str) -> str:
+    """What to say of models that took all their steps."""
+    if loss in ("absolute", "quantile"):
+        return f"The {loss} loss has kinks: all steps are taken, ever smaller ones."
+    return "Those that took all steps may need more --steps, or --optimizer lbfgs."
+
+
+def check_outputs(table: Path, out: Path | None, plot: Path | None, stream: bool = False) -> None:
     """Refuse files that cannot be written, and the table that is read."""
     for option, path, endings in (("--out", out, tuple(WRITERS)), ("--plot", plot, DRAWABLE)):
         if path is None:
             continue
+        if stream and option == "--plot":
+            raise ValueError("--plot needs the table in memory; leave it out, or give --no-stream")
+        if stream and path.suffix.lower() not in endings and (path.is_dir() or not path.suffix):
+            continue  # a folder, for the parts
         check_output(path, endings)
         if path.exists() and table.exists() and path.samefile(table):
             raise ValueError(f"{option} names {path}, the table that is read; name another file")
@@ -66,6 +87,7 @@ def columns_of(result: Fit, group: str | None, labels: Any, names: Sequence[str]
 
 def save_picture(
     path: Path,
+    kind: str,
     result: Fit,
     x: np.ndarray,
     t: np.ndarray,
@@ -76,17 +98,20 @@ def save_picture(
     group: str | None,
     loss: str,
 ) -> None:
-    picture = Picture(
-        inputs=x,
-        target=t,
-        codes=codes,
+    if kind == "steps":
+        save(steps_to_convergence(result), path)
+        return
+    figure = fits(
+        x,
+        t,
+        result.weights,
+        result.intercept,
+        groups=codes,
         labels=[str(label) for label in labels] if group else [],
-        weights=result.weights,
-        intercept=0 * result.weights[:, 0] if result.intercept is None else result.intercept,
-        good=result.status != Status.DIVERGED,
+        status=result.status,
         input_names=names,
         target_name=target,
         group_name=group or "",
         response=named_loss(loss).response,
     )
-    save(draw(picture), path)
+    save(figure, path)

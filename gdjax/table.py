@@ -3,14 +3,14 @@
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gdjax.files import check_output, replacing
-from gdjax.formats import READERS, WRITERS, TableError, check_content
+from gdjax.formats import JOINERS, READERS, WRITERS, TableError, check_content
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +61,7 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str]) -> "pa.Tabl
     return table
 
 
-def number_column(table: "pa.Table", name: str) -> np.ndarray:
+def number_column(table: "pa.Table", name: str, before: int = 0) -> np.ndarray:
     """Take a column as float64 numbers, every one of them finite.
 
     Whole numbers, decimals, booleans (0 and 1) and text that spells numbers are taken.
@@ -69,6 +69,7 @@ def number_column(table: "pa.Table", name: str) -> np.ndarray:
     Args:
         table: what `read_table` returned.
         name: the column's name.
+        before: how many rows of a larger table come before these, for errors.
 
     Returns:
         `[rows]` float64.
@@ -96,10 +97,10 @@ def number_column(table: "pa.Table", name: str) -> np.ndarray:
         missing = pc.is_in(pc.utf8_lower(column), pa.array(_MISSING_WORDS, pa.large_string()))
         column = pc.if_else(missing, None, column)
     if column.null_count:
-        row = pc.index(pc.is_null(column), True).as_py() + 1
+        row = before + pc.index(pc.is_null(column), True).as_py() + 1
         raise TableError(f"column '{name}', row {row}: the value is missing; fill it in or drop the row")
     if pa.types.is_large_string(column.type):
-        column = _spelled_numbers(column, name)
+        column = _spelled_numbers(column, name, before)
     elif pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
     elif not (
@@ -111,7 +112,7 @@ def number_column(table: "pa.Table", name: str) -> np.ndarray:
     if not finite.all():
         row = int(np.argmin(finite))
         raise TableError(
-            f"column '{name}', row {row + 1}: {numbers[row]} is not a finite number; mend it or drop the row"
+            f"column '{name}', row {before + row + 1}: {numbers[row]} is not a finite number; mend it or drop the row"
         )
     return numbers
 
@@ -146,7 +147,7 @@ def label_column(table: "pa.Table", name: str) -> tuple["pa.Array", np.ndarray]:
     if row >= 0:
         raise TableError(f"column '{name}', row {row + 1}: the label is missing; fill it in or drop the row")
     encoded = column.dictionary_encode()
-    return _integers_if_exact(encoded.dictionary), encoded.indices.to_numpy()
+    return integers_if_exact(encoded.dictionary), encoded.indices.to_numpy()
 
 
 def write_table(path: str | os.PathLike[str], columns: Mapping[str, Any]) -> None:
@@ -180,6 +181,23 @@ def write_table(path: str | os.PathLike[str], columns: Mapping[str, Any]) -> Non
         raise TableError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
+def write_joined(path: str | os.PathLike[str], tables: Iterator["pa.Table"]) -> None:
+    """Write tables below one another into one file, whole or not at all; CSV and Parquet one table at a time.
+
+    Args:
+        path: as in `write_table`.
+        tables: at least one table, all of one schema.
+    """
+    import pyarrow as pa
+
+    ending = Path(path).suffix.lower()
+    with replacing(path) as file:
+        if ending in JOINERS:
+            JOINERS[ending](tables, file)
+        else:
+            WRITERS[ending](pa.concat_tables(tables), file)
+
+
 def _plain(column: "pa.ChunkedArray") -> "pa.Array":
     """One contiguous array; dictionaries decoded, all text as large_string (which has no 2 GB limit)."""
     import pyarrow as pa
@@ -201,7 +219,7 @@ def _as_numbers(text: "pa.Array") -> "pa.Array | None":
         return None
 
 
-def _spelled_numbers(text: "pa.Array", name: str) -> "pa.Array":
+def _spelled_numbers(text: "pa.Array", name: str, before: int) -> "pa.Array":
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -216,10 +234,11 @@ def _spelled_numbers(text: "pa.Array", name: str) -> "pa.Array":
         middle = (good + bad) // 2
         fine = _as_numbers(text[good:middle]) is not None
         good, bad = (middle, bad) if fine else (good, middle)
-    raise TableError(f"column '{name}', row {good + 1}: {text[good].as_py()!r} is not a number")
+    raise TableError(f"column '{name}', row {before + good + 1}: {text[good].as_py()!r} is not a number")
 
 
-def _integers_if_exact(values: "pa.Array") -> "pa.Array":
+def integers_if_exact(values: "pa.Array") -> "pa.Array":
+    """Text that spells whole numbers exactly as integers; anything else as it is."""
     import pyarrow as pa
 
     if not pa.types.is_large_string(values.type):

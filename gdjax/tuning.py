@@ -81,7 +81,8 @@ def fastest(plans: list[Plan], run: Callable[[Plan], Any]) -> Plan:
 
 def key(function: Callable[..., Any], shapes: tuple[Any, ...], device: jax.Device) -> str:
     """What a plan is remembered for: the traced step of one problem, the device's kind, the versions."""
-    jaxpr = re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(function)(*shapes)))
+    # str() of a jaxpr is coloured where it would be printed on a terminal.
+    jaxpr = re.sub(r"0x[0-9a-f]+", "", jax.make_jaxpr(function)(*shapes).pretty_print(use_color=False))
     text = "\n".join([jaxpr, dev.kind(device), str(dev.workers(device)), jax.__version__, np.__version__, "1"])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

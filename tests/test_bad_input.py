@@ -182,11 +182,6 @@ def test_resume_of_another_batch_and_another_kind_of_run():
         call(resume=stopped.state)
 
 
-def test_inside_jit_it_says_so():
-    with pytest.raises(NotImplementedError, match="weights is being traced"):
-        jax.jit(lambda w: call(weights=w).weights)(ONE)
-
-
 @pytest.mark.parametrize("tol", [-1.0, float("nan"), "small", None, True])
 @pytest.mark.parametrize(
     "make",

@@ -83,7 +83,7 @@ def test_status_and_summary_count_every_problem(scalars):
     out = solve(w, (x, t), stop=gdjax.stop.gradient_below(0.0), steps=3)
     assert out.summary() == {"RAN_ALL_STEPS": 55, "CONVERGED": 3, "DIVERGED": 2}
     assert gdjax.Status(int(out.status[0])) is gdjax.Status.CONVERGED
-    assert [s.value for s in gdjax.Status] == [0, 1, 2]
+    assert [s.value for s in gdjax.Status] == [0, 1, 2, 3]
 
 
 def test_inputs_are_not_written_to(scalars):

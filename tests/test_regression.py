@@ -233,8 +233,8 @@ def test_padding_contributes_nothing_not_even_a_nan():
 def test_padded_rows_repeat_the_first_and_own_none():
     groups = Groups.of(np.array([1, 0, 1, 1]))
     index, own = groups.padded(np.array([0, 1]))
-    assert index.tolist() == [[0, 0, 0], [1, 2, 3]]
-    assert own.tolist() == [[True, False, False], [True, True, True]]
+    assert index.tolist() == [[0] * 16, [1, 2, 3] + [1] * 13]
+    assert own.tolist() == [[True] + [False] * 15, [True] * 3 + [False] * 13]
 
 
 # What deserves a note

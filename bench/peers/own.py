@@ -50,6 +50,18 @@ def gdjax_fixed(case: Case, inputs: Inputs, device: str) -> Run:
     return lambda: solve(case, inputs, keywords)
 
 
+def lane_share(case: Case, inputs: Inputs, device: str) -> float | None:
+    """Steps that the problems needed as a share of those that lanes went through, by gdjax's own count."""
+    import gdjax
+
+    seen: list[Any] = []
+    solution = gdjax.minimize(
+        case.loss, inputs.weights, inputs.data, **arguments(case, inputs, device), callback=seen.append
+    )
+    updates = seen[-1].updates
+    return float(np.asarray(solution.steps).sum(dtype=np.int64) / updates) if updates else None
+
+
 def alone(case: Case, inputs: Inputs, device: str, problems: int = 5) -> list[tuple[int, Answer]]:
     """Some problems of the batch, each run alone through gdjax."""
     chosen = np.unique(np.linspace(0, len(inputs) - 1, problems).astype(np.int64))

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from gdjax import device as dev
+from gdjax.engine.copies import on_each
 from gdjax.engine.kernels import KERNELS
 from gdjax.engine.tile import over_tiles
 from gdjax.plan import Plan
@@ -36,9 +37,23 @@ class Block:
     out_own: tuple[bool, ...]
     x64: bool
 
+    workers: int = 0
+    """Workers on each device; 0: all that there are, divided by the devices."""
+
     @property
     def size(self) -> int:
         return self.plan.tile * self.plan.tiles
+
+    @property
+    def lanes(self) -> int:
+        """How many pieces run side by side: the same number on every device."""
+        here = self.workers or dev.workers(self.devices[0]) // len(self.devices)
+        return max(1, here) * len(self.devices)
+
+    def on(self, number: int) -> Block:
+        """The same block on one of its devices, with that device's share of the workers."""
+        only, share = slice(number, number + 1), self.lanes // len(self.devices)
+        return dataclasses.replace(self, executables=self.executables[only], devices=self.devices[only], workers=share)
 
 
 def compile_block(
@@ -66,18 +81,18 @@ def compile_block(
         flags,
     )
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    executables = []
-    for device in devices:
+
+    def compiled(device: jax.Device) -> Any:
         here = jax.sharding.SingleDeviceSharding(device)
         lowered = jax.jit(block, in_shardings=here, out_shardings=here).lower(
             shapes, number, number, number, jax.ShapeDtypeStruct((), jnp.float32)
         )
-        executables.append(lowered.compile(compiler_options=dev.compiler_options(device)))
-    leaves, tree = jax.tree.flatten(lowered.out_info)
+        return lowered.compile(compiler_options=dev.compiler_options(device))
+
+    executables = on_each(compiled, devices)
+    leaves, tree = jax.tree.flatten(executables[0].out_info)
     x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
-    return Block(
-        plan, tuple(executables), tuple(devices), tree, tuple(leaves), tuple(jax.tree.leaves(out_flags[-1])), x64
-    )
+    return Block(plan, executables, tuple(devices), tree, tuple(leaves), tuple(jax.tree.leaves(out_flags[-1])), x64)
 
 
 def run_block(block: Block, inputs: Any, flags: Any, count: int, start: int, steps: int) -> Any:
@@ -92,7 +107,12 @@ def run_block(block: Block, inputs: Any, flags: Any, count: int, start: int, ste
 
 
 def pieces(block: Block, count: int, lanes: int) -> list[tuple[int, int]]:
-    """The batch cut at tile boundaries into pieces that fit a block, spread evenly over the workers."""
+    """The batch cut into pieces that fit a block, spread evenly over the workers: at tile boundaries on one device;
+    over several to the last problem, so that none is idle while there is work."""
+    if len(block.devices) > 1:
+        rounds = -(-count // (block.size * lanes))
+        step = -(-count // (rounds * lanes))
+        return [(first, min(first + step, count)) for first in range(0, count, step)]
     tiles = -(-count // block.plan.tile)
     each = min(block.plan.tiles, max(1, -(-tiles // lanes)))
     rounds = -(-tiles // (each * lanes))
@@ -110,7 +130,7 @@ def on_host(
         dev.aligned_empty((count, *s.shape[1:]), s.dtype) if flag else None
         for s, flag in zip(block.out_shapes, block.out_own, strict=True)
     ]
-    lanes = dev.workers(block.devices[0]) if len(block.devices) == 1 else len(block.devices)
+    lanes = block.lanes
     scalars = np.int32(start), np.int32(steps)
 
     def run(job: tuple[Any, tuple[int, int]]) -> None:

@@ -53,6 +53,7 @@ def ready(kernel: Kernel, program: Program, flags: Any, inputs: Any) -> tuple[An
     weights, state, data, hyper = inputs.weights, inputs.state, inputs.data, inputs.hyper
     state_flags = flags.state
     if state is None:
+        weights = kernel.spread(*kernel.call(program.start, (weights,), (flags.weights,)), flags.weights)
         state, state_flags = kernel.call(program.init, (weights, data, hyper), (flags.weights, flags.data, flags.hyper))
     carry = (weights, state, jnp.ones((), bool))
     carry_flags = (flags.weights, state_flags, False)

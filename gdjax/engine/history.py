@@ -19,8 +19,8 @@ from gdjax.device import aligned_empty
 from gdjax.engine import fixed
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import RUNNING, Program, absent
-from gdjax.engine.refill import Ended, Running, Tile
-from gdjax.engine.rounds import Run, awake, ends, select, write
+from gdjax.engine.refill import Ended, Running, Tile, at_rest, runs, striding
+from gdjax.engine.rounds import Run, closed, ends, select, write
 from gdjax.engine.tile import inward, outward
 from gdjax.pieces import join
 from gdjax.progress import Watch
@@ -118,24 +118,23 @@ def rows(kernel: Kernel, program: Program, chunk: int, flags: Recording, start: 
     """The next `ROWS` rows, from update number `start` on; no more than `steps` updates are taken."""
 
     def run(inputs: Recording) -> tuple[Any, Any]:
-        lane, data, hyper, every = inward(kernel, inputs, flags)
-        own, rest, rest_flags = flags.lane, (data, hyper), (flags.data, flags.hyper)
+        inputs = inward(kernel, inputs, flags)
+        moving, ahead, hold, rest = striding(kernel, program, 1, flags, inputs)
+        every, seated = inputs.every, inputs.lane["index"]
+        own = jax.tree.map(lambda _: True, moving)
 
-        def step(_: Any, lane: Any) -> Any:
-            out, out_flags = kernel.call(program.stride, (lane, *rest), (own, *rest_flags), carried=1)
-            return kernel.spread(out, out_flags, own)
+        def row(carry: Any, number: Any) -> tuple[Any, Any]:
+            moving, held = carry
+            taken = jnp.minimum(number * every, steps)
+            lane, lane_own = {**moving, "index": seated + taken}, {**own, "index": True}
+            noted, noted_own = kernel.call(program.noted, (lane, inputs.data), (lane_own, flags.data), carried=1)
+            updates = jnp.where(jnp.any(runs(kernel, moving)), jnp.minimum(steps - taken, every), 0)
+            after = ahead(moving, taken, updates)
+            everywhere = jax.tree.map(lambda _: True, noted_own)
+            return (after, hold(held, after, taken + updates)), kernel.spread(noted, noted_own, everywhere)
 
-        def row(lane: Any, number: Any) -> tuple[Any, Any]:
-            noted, noted_flags = kernel.call(program.noted, (lane, data), (own, flags.data), carried=1)
-            everywhere = jax.tree.map(lambda _: True, noted_flags)
-            ahead = jnp.clip(steps - number * every, 0, every)
-            ahead = jnp.where(jnp.any(lane["status"] == RUNNING), ahead, 0)
-            after = lax.fori_loop(0, ahead, step, lane)
-            held, held_flags = kernel.call(program.hold, (lane, after), (own, own))
-            return kernel.spread(held, held_flags, own), kernel.spread(noted, noted_flags, everywhere)
-
-        lane, noted = lax.scan(row, lane, jnp.arange(ROWS, dtype=jnp.int32))
-        out, out_flags = stacked(kernel, Noted(lane, noted), Noted(own, None))
+        (moving, held), noted = lax.scan(row, (moving, at_rest(inputs.lane)), jnp.arange(ROWS, dtype=jnp.int32))
+        out, out_flags = stacked(kernel, Noted(rest(moving, held), noted), Noted(flags.lane, None))
         return outward(kernel, out, out_flags), out_flags
 
     return run
@@ -166,7 +165,7 @@ def recorded(
                 steps = min(steps, filled * every)
                 break
     write(kept, seats.lane, where)
-    return run("finish", whole._replace(lane=awake(kept)), flags, problems, start, steps), steps, made
+    return closed(run, whole, flags, kept, start, steps, watch), steps, made
 
 
 def steadily(

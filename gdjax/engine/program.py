@@ -23,6 +23,9 @@ STOPPED = 3
 WAITING = -2
 """Something ends this problem within the next strides: it waits to take them one by one."""
 
+MOVING = ("weights", "state", "memory", "past")
+"""What of a lane an update changes, apart from the count of updates."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -35,6 +38,10 @@ class Program:
 
     def bound(self, data: Any) -> Callable[[Any], Any]:
         return lambda weights: self.loss(weights, *data)
+
+    def start(self, weights: Any) -> Any:
+        """The weights of a fresh start: those given, inside the set that they are held in."""
+        return self.rule.start(weights)
 
     def init(self, weights: Any, data: Any, hyper: Any) -> Any:
         """The rule's state before the first update."""
@@ -98,23 +105,25 @@ class Program:
         sound = finite(new) if self.rule.sticky else finite(new) & finite(gradient)
         return after, done, sound
 
-    def stride(self, lane: dict[str, Any], data: Any, hyper: Any) -> dict[str, Any]:
-        """One update taken blindly. What ends the problem is written into the weights as NaN, where it stays: one array
-        tells both how the weights are and whether something happened."""
-        after, done, sound = self.look(lane, data, hyper)
+    def leap(
+        self, moving: dict[str, Any], index: Any, quiet: Any, data: Any, hyper: Any
+    ) -> tuple[dict[str, Any], Any]:
+        """One update taken blindly, and whether nothing has happened yet, up to it, that ends the problem."""
+        after, done, sound = self.look({**moving, "index": index}, data, hyper)
         event = done if self.rule.sticky else done | ~sound
-        first, *others = jax.tree.leaves(after["weights"])
-        marked = [jnp.where(event, jnp.full_like(first, jnp.nan), first), *others]
-        return {**after, "weights": jax.tree.unflatten(jax.tree.structure(after["weights"]), marked)}
+        return {name: after[name] for name in MOVING}, quiet & ~event
 
-    def hold(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-        """After some strides: a problem to which nothing happened goes on, another waits where it stood."""
-        stays = ~finite(after["weights"]) | (before["status"] != RUNNING)
-        kept = jax.tree.map(lambda a, b: jnp.where(stays, b, a), after, before)
-        return {
-            **kept,
-            "status": jnp.where(stays & (before["status"] == RUNNING), jnp.int32(WAITING), before["status"]),
-        }
+    def mark(self, moving: dict[str, Any], quiet: Any) -> dict[str, Any]:
+        """What ends the problem written into the weights as NaN, where it stays: one array tells both how the weights
+        are and whether something happened."""
+        first, *others = jax.tree.leaves(moving["weights"])
+        marked = [jnp.where(quiet, first, jnp.full_like(first, jnp.nan)), *others]
+        return {**moving, "weights": jax.tree.unflatten(jax.tree.structure(moving["weights"]), marked)}
+
+    def hold(self, kept: dict[str, Any], index: Any, after: dict[str, Any], now: Any) -> tuple[dict[str, Any], Any]:
+        """After some strides: a problem to which nothing happened is kept where it stands now, another where it was."""
+        runs = finite(after["weights"])
+        return jax.tree.map(lambda a, b: either(runs, b, a), kept, after), jnp.where(runs, now, index)
 
     def advance(self, lane: dict[str, Any], last: Any, data: Any, hyper: Any) -> dict[str, Any]:
         """Test the rule at the current weights, then take one update; a problem that is done stays as it is.
@@ -134,7 +143,7 @@ class Program:
         )
         status = jnp.where(lane["status"] == RUNNING, ended, lane["status"])
         moves = status == RUNNING
-        kept = jax.tree.map(lambda a, b: jnp.where(moves, a, b), after, lane)
+        kept = jax.tree.map(lambda a, b: either(moves, a, b), after, lane)
         return {**kept, "status": status}
 
     def finished(self, lane: dict[str, Any], loss: Any, gradient: Any) -> tuple[Any, Any]:
@@ -150,10 +159,9 @@ class Program:
         return jax.tree.map(jnp.asarray, self.record(step))
 
     def noted(self, lane: dict[str, Any], data: Any) -> Any:
-        """What is recorded of a problem, unless it has ended: then NaN, or zero where the figure is a whole number."""
-        return jax.tree.map(
-            lambda leaf: jnp.where(lane["status"] == RUNNING, leaf, absent(leaf)), self.figure(lane, data)
-        )
+        """What is recorded of a problem that strides, unless something has happened to it: then nothing."""
+        runs = finite(lane["weights"])
+        return jax.tree.map(lambda leaf: jnp.where(runs, leaf, absent(leaf)), self.figure(lane, data))
 
     def behind(self, before: Any, after: Any, loss: Any, past: dict[str, Any]) -> dict[str, Any]:
         """What is remembered of the update that led from `before`, with this loss, to `after`."""
@@ -182,6 +190,15 @@ def seen(lane: dict[str, Any], loss: Any, gradient: Any) -> Step:
 def absent(leaf: Any) -> Any:
     """What stands for a value that is not there."""
     return jnp.full_like(leaf, jnp.nan) if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.zeros_like(leaf)
+
+
+def either(which: Any, left: Any, right: Any) -> Any:
+    """`jnp.where` on the bits: LLVM turns a choice between two arrays of floats into a gather from one or the other."""
+    if not jnp.issubdtype(left.dtype, jnp.floating):
+        return jnp.where(which, left, right)
+    bits = jnp.dtype(f"int{8 * left.dtype.itemsize}")
+    chosen = jnp.where(which, jax.lax.bitcast_convert_type(left, bits), jax.lax.bitcast_convert_type(right, bits))
+    return jax.lax.bitcast_convert_type(chosen, left.dtype)
 
 
 def finite(tree: Any) -> Any:

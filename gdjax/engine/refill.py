@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gdjax.engine.kernels import Kernel
-from gdjax.engine.program import DIVERGED, RUNNING, Program
+from gdjax.engine.program import DIVERGED, MOVING, RUNNING, WAITING, Program, finite
 from gdjax.engine.tile import inward, outward, settle
 
 
@@ -58,6 +58,7 @@ def begin(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any
         weights, state, data, hyper = inward(kernel, inputs, flags)
         state_flags = flags.state
         if state is None:
+            weights = kernel.spread(*kernel.call(program.start, (weights,), (flags.weights,)), flags.weights)
             state, state_flags = kernel.call(
                 program.init, (weights, data, hyper), (flags.weights, flags.data, flags.hyper)
             )
@@ -74,43 +75,83 @@ def sprint(kernel: Kernel, program: Program, chunk: int, flags: Running, passes:
     """At most `passes` times `stride` updates, `chunk` of them fused, or until every lane waits."""
 
     def run(inputs: Running) -> tuple[Any, Any]:
-        lane, data, hyper = inward(kernel, inputs, flags)
-        own = flags.lane
-        rest, rest_flags = (data, hyper), (flags.data, flags.hyper)
+        inputs = inward(kernel, inputs, flags)
+        moving, ahead, hold, rest = striding(kernel, program, chunk, flags, inputs)
 
-        def step(_: Any, lane: Any) -> Any:
-            out, out_flags = kernel.call(program.stride, (lane, *rest), (own, *rest_flags), carried=1)
-            return kernel.spread(out, out_flags, own)
-
-        def blind(_: Any, lane: Any) -> Any:
-            if chunk == 1:
-                return lax.fori_loop(0, stride, step, lane)
-            for _ in range(chunk):
-                lane = step(0, lane)
-            return lane
-
-        # A loop of one turn, whose length the compiler does not know: it must not merge the strides into the choices
-        # after them, each of which would repeat the strides (XLA's CPU backend fuses by repeating).
-        once_only = jnp.minimum(passes, 1)
-
-        def once(_: Any, lane: Any) -> Any:
-            after = lax.fori_loop(0, once_only, blind, lane)
-            held, held_flags = kernel.call(program.hold, (lane, after), (own, own))
-            return kernel.spread(held, held_flags, own)
+        def once(number: Any, carry: Any) -> Any:
+            moving, held = carry
+            after = ahead(moving, number * stride, stride)
+            return after, hold(held, after, (number + 1) * stride)
 
         def going(carry: Any) -> Any:
-            number, lane = carry
-            return (number < passes) & jnp.any(lane["status"] == RUNNING)
+            number, (moving, _) = carry
+            return (number < passes) & jnp.any(runs(kernel, moving))
 
         def some(carry: Any) -> Any:
-            number, lane = carry
+            number, carried = carry
             upto = jnp.minimum(number + PASSES_PER_CHECK, passes)
-            return upto, lax.fori_loop(number, upto, once, lane)
+            return upto, lax.fori_loop(number, upto, once, carried)
 
-        _, lane = lax.while_loop(going, some, (jnp.int32(0), lane))
-        return outward(kernel, lane, own), own
+        _, (moving, held) = lax.while_loop(going, some, (jnp.int32(0), (moving, at_rest(inputs.lane))))
+        return outward(kernel, rest(moving, held), flags.lane), flags.lane
 
     return run
+
+
+def at_rest(lane: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Where a lane stands, and the updates it has taken."""
+    return {name: lane[name] for name in MOVING}, lane["index"]
+
+
+def runs(kernel: Kernel, moving: dict[str, Any]) -> Any:
+    """Which lanes of those that stride still run."""
+    own = jax.tree.map(lambda _: True, moving["weights"])
+    return kernel.call(finite, (moving["weights"],), (own,))[0]
+
+
+def striding(
+    kernel: Kernel, program: Program, chunk: int, flags: Any, inputs: Any
+) -> tuple[Any, Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """How lanes stride blindly: `(moving, ahead, hold, rest)`.
+
+    `moving` are the lanes that stride: those that do not run, or to which something happened, have NaN for weights.
+    `ahead(moving, taken, count)` takes `count` updates after `taken` since the lanes were seated, `hold(held, after,
+    taken)` keeps where the running ones stand then, `rest(moving, held)` gives the lanes back, the others waiting.
+    """
+    lane, data, hyper = inputs.lane, inputs.data, inputs.hyper
+    seats, seated = at_rest(lane)
+    seats_own, rest_own = jax.tree.map(lambda _: True, seats), (flags.data, flags.hyper)
+    running = lane["status"] == RUNNING
+    moving, _ = kernel.call(program.mark, (seats, running), (seats_own, True))
+
+    def ahead(moving: Any, taken: Any, count: Any) -> Any:
+        def turn(number: Any, moving: Any) -> Any:
+            quiet, quiet_own = jnp.ones((), bool), False
+            for leap in range(chunk):
+                index = seated + (taken + number * chunk + leap)
+                (moving, quiet), (own, quiet_own) = kernel.call(
+                    program.leap,
+                    (moving, index, quiet, data, hyper),
+                    (seats_own, True, quiet_own, *rest_own),
+                    carried=3,
+                )
+                moving = kernel.spread(moving, own, seats_own)
+            marked, own = kernel.call(program.mark, (moving, quiet), (seats_own, quiet_own))
+            return kernel.spread(marked, own, seats_own)
+
+        # A loop, be it of one turn, whose length the compiler does not know: it must not merge the strides into the
+        # choices after them, each of which would repeat the strides (XLA's CPU backend fuses by repeating).
+        return lax.fori_loop(0, count // chunk, turn, moving)
+
+    def hold(held: Any, after: Any, taken: Any) -> Any:
+        kept, index = held
+        return kernel.call(program.hold, (kept, index, after, seated + taken), (seats_own, True, seats_own, True))[0]
+
+    def rest(moving: Any, held: Any) -> dict[str, Any]:
+        (kept, index), waits = held, running & ~runs(kernel, moving)
+        return {**kept, "index": index, "status": jnp.where(waits, jnp.int32(WAITING), lane["status"])}
+
+    return moving, ahead, hold, rest
 
 
 def finish(kernel: Kernel, program: Program, chunk: int, flags: Running, start: Any, steps: Any) -> Tile:

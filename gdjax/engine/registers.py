@@ -186,14 +186,25 @@ def started(
     """The inputs, with the rule's state where making it takes a loop, which would be too long written out."""
     own = (flags.weights, flags.data, flags.hyper)
     parts = (inputs.weights, inputs.data, inputs.hyper)
-    if inputs.state is not None or "scan" not in str(jax.make_jaxpr(program.init)(*problem_shapes(parts, own))):
+    begin = beginning(program)
+    if inputs.state is not None or "scan" not in str(jax.make_jaxpr(begin)(*problem_shapes(parts, own))):
         return inputs, flags
     before = Lanes(kernel.size)
     before.zero = kernel.zero
-    state, state_own = before.call(program.init, inward(before, parts, own), own)
-    every = jax.tree.map(lambda _: True, state)
-    state = outward(before, before.spread(state, state_own, every), every)
-    return inputs._replace(state=state), flags._replace(state=every)
+    begun, begun_own = before.call(begin, inward(before, parts, own), own)
+    every = jax.tree.map(lambda _: True, begun)
+    weights, state = outward(before, before.spread(begun, begun_own, every), every)
+    return inputs._replace(weights=weights, state=state), flags._replace(weights=every[0], state=every[1])
+
+
+def beginning(program: Program) -> Callable[..., Any]:
+    """The function that gives weights and rule's state of a fresh start."""
+
+    def begin(weights: Any, data: Any, hyper: Any) -> tuple[Any, Any]:
+        inside = program.start(weights)
+        return inside, program.init(inside, data, hyper)
+
+    return begin
 
 
 class Descent:
@@ -202,8 +213,8 @@ class Descent:
     def __init__(self, program: Program, inputs: fixed.Inputs, flags: fixed.Inputs):
         self.shapes = problem_shapes(inputs, flags)
         weights, state, data, hyper = self.shapes
-        self.init = traced(program.init, weights, data, hyper) if state is None else None
-        state = self.init.out if self.init else state
+        self.fresh = traced(beginning(program), weights, data, hyper) if state is None else None
+        state = self.fresh.out[1] if self.fresh else state
         check_size((weights, state, data, hyper))
         healthy, index = jax.ShapeDtypeStruct((), np.dtype(bool)), jax.ShapeDtypeStruct((), np.int32)
         self.step = traced(program.step, weights, state, healthy, index, data, hyper)
@@ -211,8 +222,9 @@ class Descent:
 
     def run(self, machine: Machine, given: Arguments, arrays: list[np.ndarray], chunk: int) -> list[np.ndarray]:
         weights, state, data, hyper = split(arrays, self.shapes)
-        if self.init:
-            state = machine.run(self.init, [*weights, *data, *hyper])
+        if self.fresh:
+            begun = machine.run(self.fresh, [*weights, *data, *hyper])
+            weights, state = begun[: len(weights)], begun[len(weights) :]
         yes = np.array(np.bool_(True))
         avals = self.step.avals
         rest = [*data, *hyper]

@@ -1,12 +1,14 @@
 """The rounds of a batch with a stop rule: sprint, take out who waits, close the gaps, sprint on.
 
-All problems of a slab begin together, so those still running have taken the same number of updates. A round is a fixed
-share of the updates taken so far, twice as long for every round in which nobody ended: a lane that waits is idle for at
-most that share of its own work, and the number of rounds grows with the logarithm of the steps.
+All problems of a slab begin together, so those still running have taken the same number of updates. A round costs a
+pass over memory, as much as some `lull` updates, and leaves lanes idle that wait for its end. Where ends are spread
+evenly over the logarithm of the steps, a share `d/age` of the lanes ends in a round of `d` updates and is idle for half
+of it: the two costs balance at `d = √(2·lull·age)`. A round is twice as long for every round in which nobody ended.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,24 +23,33 @@ from gdjax.progress import Watch
 SLAB = 1 << 18
 """Problems that begin together; their lanes are all the optimizer state that is held at a time."""
 
-SHARE = 4
-"""A round is 1/SHARE of the updates taken so far."""
+SHARE = 8
+"""A round is at least 1/SHARE of the updates taken so far."""
 
 STRIDE = 8
-"""Updates per look at whether anything happened."""
+"""Updates from one look at whether anything happened to the next, to begin with."""
+
+PATIENCE = 64
+"""A problem's last stride is at most 1/PATIENCE of its updates, and at most `LONGEST` times the first one."""
+
+LONGEST = 4
 
 FEW_BYTES = 128 * 1024
 """Problems whose lanes and data are no larger run straight to their end."""
-
-FIRST = 8
-"""Looks in the first round."""
 
 Run = Callable[[str, Any, Any, int, int, int], Any]
 """`run(tile, inputs, flags, count, a, b)`: the outputs of a compiled tile for `count` problems."""
 
 
 def rounds(
-    run: Run, seats: Running, flags: Running, start: int, steps: int, stride: int, watch: Watch | None = None
+    run: Run,
+    seats: Running,
+    flags: Running,
+    start: int,
+    steps: int,
+    stride: int,
+    lull: int,
+    watch: Watch | None = None,
 ) -> tuple[Ended, int]:
     """The ended lanes of a slab of problems that are seated at update number `start`, in their order.
 
@@ -49,28 +60,46 @@ def rounds(
     where = np.arange(count)
     age = quiet = 0
     while len(where) and steps - age >= stride:
-        looks = max(FIRST, min(age, age * 2**quiet // SHARE) // stride)
-        looks = min(looks, (steps - age) // stride)
+        looks, each = ahead(age, quiet, steps - age, stride, lull)
         if watch is not None:
-            looks = max(1, min(looks, watch.affordable(len(where)) // stride))
-        lane = run("sprint", seats, flags, len(where), looks, stride)
-        age += looks * stride
+            looks = max(1, min(looks, watch.affordable(len(where)) // each))
+        lane = run("sprint", seats, flags, len(where), looks, each)
+        age += looks * each
         going = lane["status"] == RUNNING
         stay = np.flatnonzero(going)
         if watch is not None:
-            watch.took(len(where) * looks * stride)
-        if len(stay) < len(where):
+            watch.took(len(where) * looks * each)
+        if len(stay) == len(where):
+            seats, quiet = seats._replace(lane=lane), quiet + 1
+        elif len(stay) == 0 and len(where) == count:
+            return closed(run, whole, flags, lane, start, steps, watch), steps
+        else:
             waits = np.flatnonzero(~going)
             write(kept, jax.tree.map(lambda leaf, waits=waits: leaf[waits], lane), where[waits])
             seats, where, quiet = select(seats._replace(lane=lane), flags, stay), where[stay], 0
-        else:
-            seats, quiet = seats._replace(lane=lane), quiet + 1
         if watch is not None and watch.due:
             waits = np.setdiff1d(np.arange(count), where, assume_unique=True)
             if watch.tell(ends(run, whole, flags, kept, waits, start, steps), len(waits)):
                 steps = age
     write(kept, seats.lane, where)
-    return run("finish", whole._replace(lane=awake(kept)), flags, count, start, steps), steps
+    return closed(run, whole, flags, kept, start, steps, watch), steps
+
+
+def closed(run: Run, whole: Running, flags: Running, kept: Any, start: int, steps: int, watch: Watch | None) -> Ended:
+    """All problems taken to their ends, step by step from where they wait."""
+    ended = run("finish", whole._replace(lane=awake(kept)), flags, len(kept["status"]), start, steps)
+    if watch is not None:
+        watch.took(int(np.sum(np.asarray(ended.lane["index"]) - np.asarray(kept["index"]), dtype=np.int64)))
+    return ended
+
+
+def ahead(age: int, quiet: int, left: int, stride: int, lull: int) -> tuple[int, int]:
+    """The next round: `(looks, updates from look to look)`."""
+    longest = stride * LONGEST
+    each = min(max(age // PATIENCE, stride), longest, left) // stride * stride
+    balanced = math.isqrt(2 * lull * max(age, lull // 2))
+    updates = max(balanced, age // SHARE) << min(quiet, 8)
+    return max(1, min(updates, max(age, balanced), left) // each), each
 
 
 def ends(run: Run, whole: Running, flags: Running, kept: Any, waits: np.ndarray, start: int, steps: int) -> Any:

@@ -1,25 +1,19 @@
-"""Pictures of fitted models: lines through the groups' data, or an overview of weights and residuals.
+"""Fitted models: lines through the groups' data, or an overview of weights and residuals."""
 
-Drawn on matplotlib's `Figure` without pyplot, so that nothing global is touched and no display is needed.
-Colours are Okabe and Ito's, told apart by every kind of colour vision and in grey by marker and dash as well.
-"""
-
-import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gdjax.files import check_output, replacing
+from gdjax.plot import style
+from gdjax.plot.check import numbers, statuses
+from gdjax.solution import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DRAWABLE = (".png", ".svg")
-_FIT, _BAD, _DATA, _GRID = "#0072B2", "#D55E00", "#4D4D4D", "#DDDDDD"
 _PANELS = 12  # groups drawn one by one
 _DOTS = 30  # groups that have a line of their own in an overview
 _POINTS = 4000  # rows drawn in an overview
@@ -56,56 +50,96 @@ class Picture:
     response: Callable[[np.ndarray], np.ndarray]
 
 
-def draw(picture: Picture) -> "Figure":
-    """Draw the fitted models: lines for one input, an overview for several.
+def fits(
+    inputs: Any,
+    target: Any,
+    weights: Any,
+    intercept: Any = None,
+    *,
+    groups: Any = None,
+    labels: Sequence[Any] = (),
+    status: Any = None,
+    input_names: Sequence[str] = (),
+    target_name: str = "target",
+    group_name: str = "group",
+    response: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> "Figure":
+    """Draw fitted models `response(x · w + b)` of N groups: lines through the data for one input, else an overview.
 
     Args:
-        picture: the models and the data.
+        inputs: `[rows]` or `[rows, P]`, in the users' units, as everything here.
+        target: `[rows]`.
+        weights: `[N]` or `[N, P]`, a row per group.
+        intercept: `[N]`; 0 if not given.
+        groups: `[rows]`, which group a row belongs to, 0 to N - 1; may be left out for a single group.
+        labels: the groups' N names.
+        status: `[N]`, a `gdjax.Status` for each group; without it, weights that are not finite count as diverged.
+        input_names: P names.
+        target_name: the target's name.
+        group_name: the name of what the groups are, such as "country".
+        response: turns `x · w + b` into the target's expected value; by default nothing is done to it.
 
     Returns:
         A matplotlib figure, which `save` writes.
 
-    >>> one = Picture(np.array([[1.0], [2.0]]), np.array([3.0, 5.0]), np.array([0, 0]), [], np.array([[2.0]]),
-    ...               np.array([1.0]), np.array([True]), ["day"], "sales", "", lambda prediction: prediction)
-    >>> [axes.get_xlabel() for axes in draw(one).axes]
-    ['day']
-    """
-    picture = dataclasses.replace(
-        picture,
-        labels=[_plain(label) for label in picture.labels],
-        input_names=[_plain(name) for name in picture.input_names],
-        target_name=_plain(picture.target_name),
-        group_name=_plain(picture.group_name),
-    )
-    return _lines(picture) if len(picture.input_names) == 1 else _overview(picture)
-
-
-def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Write a figure, whole or not at all.
-
-    Args:
-        figure: what `draw` returned.
-        path: a `.png` or `.svg` file.
-
     Raises:
-        ValueError: if the ending is another or the folder is missing.
+        ValueError: arrays that do not fit together.
+        ModuleNotFoundError: matplotlib is not installed.
+
+    >>> fits([1.0, 2.0], [3.0, 5.0], [2.0], [1.0], input_names=["day"]).axes[0].get_xlabel()
+    'day'
     """
-    path = check_output(path, DRAWABLE)
-    kind = path.suffix[1:].lower()
-    # Without a date the same picture is the same file.
-    metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {}
-    with replacing(path) as file:
-        figure.savefig(file, format=kind, dpi=160, metadata=metadata)
+    t = numbers("target", target, 1)
+    x = numbers("inputs", inputs)
+    x = x[:, None] if x.ndim == 1 else x
+    w = numbers("weights", weights)
+    w = w[:, None] if w.ndim == 1 else w
+    b = np.zeros(len(w)) if intercept is None else numbers("intercept", intercept, 1)
+    _check_rows(x, t, w, b, groups)
+    codes = np.zeros(len(t), np.int64) if groups is None else np.asarray(groups)
+    names = input_names or [f"input {number}" for number in range(x.shape[1])]
+    for name, given, wanted in (("labels", labels or [""] * len(w), len(w)), ("input_names", names, x.shape[1])):
+        if len(given) != wanted:
+            raise ValueError(f"{name} has {len(given)} entries; pass {wanted}")
+    if not len(labels) and len(w) > 1:
+        labels = [f"{group_name} {number}" for number in range(len(w))]
+    picture = Picture(
+        inputs=x,
+        target=t,
+        codes=codes,
+        labels=[style.plain(str(label)) for label in labels],
+        weights=w,
+        intercept=b,
+        good=statuses(status, (len(w),), ~np.isfinite(w).all(axis=1)) != Status.DIVERGED,
+        input_names=[style.plain(name) for name in names],
+        target_name=style.plain(target_name),
+        group_name=style.plain(group_name),
+        response=response or (lambda prediction: prediction),
+    )
+    return _lines(picture) if x.shape[1] == 1 else _overview(picture)
+
+
+def _check_rows(x: np.ndarray, t: np.ndarray, w: np.ndarray, b: np.ndarray, groups: Any) -> None:
+    if x.ndim != 2 or len(x) != len(t) or not len(t):
+        raise ValueError(f"inputs has shape {x.shape}, target {t.shape}; pass [rows] or [rows, P], and [rows]")
+    if w.ndim != 2 or w.shape[1] != x.shape[1] or not len(w):
+        raise ValueError(f"weights has shape {w.shape}, inputs {x.shape}; pass one weight per input for each group")
+    if len(b) != len(w):
+        raise ValueError(f"intercept has {len(b)} entries, weights {len(w)} groups; pass one for each")
+    if groups is None and len(w) > 1:
+        raise ValueError(f"weights has {len(w)} groups; pass groups=, which of them each row belongs to")
+    if groups is not None:
+        codes = np.asarray(groups)
+        if codes.shape != t.shape or codes.dtype.kind not in "iu" or codes.min() < 0 or codes.max() >= len(w):
+            raise ValueError(f"groups must be whole numbers from 0 to {len(w) - 1}, one for each row")
 
 
 def _lines(picture: Picture) -> "Figure":
     """Small multiples of the first groups: data, and the fitted line or curve."""
-    from matplotlib.figure import Figure
-
     shown = min(_PANELS, len(picture.weights))
     columns = min(4, int(np.ceil(np.sqrt(shown))))
     rows = -(-shown // columns)
-    figure = Figure(figsize=(6.4, 4.6) if shown == 1 else (2.5 * columns + 0.6, 2.0 * rows + 1.0), layout="constrained")
+    figure = style.figure(*((6.4, 4.6) if shown == 1 else (2.5 * columns + 0.6, 2.0 * rows + 1.0)))
     grid = figure.subplots(rows, columns, sharex=True, sharey=_comparable(picture, shown), squeeze=False)
     dots = _dots(int(np.bincount(picture.codes)[:shown].max()))
     for group, axes in enumerate(grid.flat):
@@ -127,6 +161,11 @@ def _lines(picture: Picture) -> "Figure":
 
 def _line(axes: "Axes", picture: Picture, group: int, dots: dict[str, Any]) -> None:
     own = picture.codes == group
+    if picture.labels:
+        axes.set_title(style.short(picture.labels[group]), fontsize=10, loc="left")
+    style.tidy(axes)
+    if not own.any():
+        return
     x, t = picture.inputs[own, 0], picture.target[own]
     drawn = _some(np.arange(len(x)))
     axes.plot(x[drawn], t[drawn], zorder=2, **dots)
@@ -136,10 +175,7 @@ def _line(axes: "Axes", picture: Picture, group: int, dots: dict[str, Any]) -> N
     if not good:  # a line that ran away must not take the scale with it
         room = 0.5 * (t.max() - t.min()) or 1.0
         curve = np.where((curve > t.min() - room) & (curve < t.max() + room), curve, np.nan)
-    axes.plot(reach, curve, color=_FIT if good else _BAD, linestyle="-" if good else "--", linewidth=2, zorder=3)
-    if picture.labels:
-        axes.set_title(_short(picture.labels[group]), fontsize=10, loc="left")
-    _tidy(axes)
+    axes.plot(reach, curve, linewidth=2, zorder=3, **({"color": style.BLUE} if good else style.BAD))
 
 
 def _dots(rows: int) -> dict[str, Any]:
@@ -150,8 +186,8 @@ def _dots(rows: int) -> dict[str, Any]:
         "linestyle": "none",
         "markersize": 3 if many else 4,
         "markeredgewidth": 0 if many else 1,
-        "markerfacecolor": _DATA if many else "white",
-        "markeredgecolor": _DATA,
+        "markerfacecolor": style.INK if many else "white",
+        "markeredgecolor": style.INK,
         "alpha": 0.4 if many else 1,
     }
 
@@ -161,19 +197,18 @@ def _comparable(picture: Picture, shown: int) -> bool:
     spans = []
     for group in range(shown):
         own = picture.target[picture.codes == group]
-        spans.append((own.min(), own.max()))
-    low, high = np.array(spans).T
+        if len(own):
+            spans.append((own.min(), own.max()))
+    low, high = np.array(spans or [(0, 0)]).T
     return bool(np.median(high - low) >= 0.1 * (high.max() - low.min()))
 
 
 def _overview(picture: Picture) -> "Figure":
     """Each input's weights over the groups, and how far predictions lie from the data."""
-    from matplotlib.figure import Figure
-
     many = len(picture.weights) > 1
     weights = min(len(picture.input_names), 6) if many else 0
     height = 4.4 if not many or len(picture.labels) > _DOTS else 1.8 + 0.24 * len(picture.labels)
-    figure = Figure(figsize=(10.0, height + 3.8 if many else height), layout="constrained")
+    figure = style.figure(10.0, height + 3.8 if many else height)
     bottom = None
     if many:
         parts: Any = figure.subfigures(2, 1, height_ratios=[height, 3.8])
@@ -191,24 +226,24 @@ def _overview(picture: Picture) -> "Figure":
 
 def _weights(axes: "Axes", picture: Picture, number: int) -> None:
     values = picture.weights[picture.good, number]
-    axes.axvline(0, color=_DATA, linewidth=1, zorder=1)
-    axes.set_xlabel(f"weight of {_short(picture.input_names[number])}")
-    axes.xaxis.set_major_locator(_few_ticks())
+    axes.axvline(0, color=style.INK, linewidth=1, zorder=1)
+    axes.set_xlabel(f"weight of {style.short(picture.input_names[number])}")
+    axes.xaxis.set_major_locator(style.few_ticks())
     if not len(values):
         axes.set_title("all fits diverged", fontsize=9, loc="left")
     elif len(picture.labels) > _DOTS:
         low, high = np.quantile(values, [0.005, 0.995])
         inside = values[(values >= low) & (values <= high)]
-        axes.hist(inside, bins=30, color=_FIT, edgecolor="white", linewidth=0.5, zorder=2)
-        axes.axvline(np.median(values), color=_BAD, linestyle="--", linewidth=2, zorder=3)
+        axes.hist(inside, bins=30, color=style.BLUE, edgecolor="white", linewidth=0.5, zorder=2)
+        axes.axvline(np.median(values), color=style.VERMILLION, linestyle="--", linewidth=2, zorder=3)
         axes.set_ylabel(f"groups ({picture.group_name})" if number == 0 else "")
         axes.set_title(f"median {np.median(values):.3g} (dashed)", fontsize=9, loc="left")
     else:
         places = np.arange(len(picture.labels))
-        axes.plot(values, places[picture.good], "o", color=_FIT, markersize=6, zorder=2)
-        axes.set_yticks(places, [_short(label) for label in picture.labels])
+        axes.plot(values, places[picture.good], "o", color=style.BLUE, markersize=6, zorder=2)
+        axes.set_yticks(places, [style.short(label) for label in picture.labels])
         axes.set_ylim(len(places) - 0.5, -0.5)
-    _tidy(axes)
+    style.tidy(axes)
 
 
 def _residuals(left: "Axes", right: "Axes", picture: Picture) -> None:
@@ -220,7 +255,7 @@ def _residuals(left: "Axes", right: "Axes", picture: Picture) -> None:
         "marker": "o",
         "linestyle": "none",
         "markersize": 3.5,
-        "color": _FIT,
+        "color": style.BLUE,
         "alpha": 0.45,
         "markeredgewidth": 0,
     }
@@ -228,13 +263,13 @@ def _residuals(left: "Axes", right: "Axes", picture: Picture) -> None:
     right.plot(expected, target - expected, **dots)
     if len(rows):
         ends = [min(expected.min(), target.min()), max(expected.max(), target.max())]
-        left.plot(ends, ends, color=_DATA, linestyle="--", linewidth=1.5)
-    right.axhline(0, color=_DATA, linestyle="--", linewidth=1.5)
+        left.plot(ends, ends, color=style.INK, linestyle="--", linewidth=1.5)
+    right.axhline(0, color=style.INK, linestyle="--", linewidth=1.5)
     left.set_ylabel(f"{picture.target_name} observed")
     right.set_ylabel("observed − predicted")
     for axes in (left, right):
         axes.set_xlabel(f"{picture.target_name} predicted")
-        _tidy(axes)
+        style.tidy(axes)
     drawn = f"{len(rows):,} of {len(picture.target):,} rows" if len(rows) < len(picture.target) else "all rows"
     left.set_title(f"Observed over predicted, {drawn}", fontsize=10, loc="left")
     right.set_title("Residuals over predicted", fontsize=10, loc="left")
@@ -245,34 +280,12 @@ def _legend(figure: "Figure", good: np.ndarray, dots: dict[str, Any]) -> None:
 
     keys = [Line2D([], [], label="data", **dots)]
     if good.any():
-        keys.append(Line2D([], [], color=_FIT, linewidth=2, label="fit"))
+        keys.append(Line2D([], [], color=style.BLUE, linewidth=2, label="fit"))
     if not good.all():
-        keys.append(Line2D([], [], color=_BAD, linestyle="--", linewidth=2, label="fit that diverged"))
-    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
+        keys.append(Line2D([], [], color=style.VERMILLION, linestyle="--", linewidth=2, label="fit that diverged"))
+    style.legend_below(figure, keys)
 
 
 def _some(rows: np.ndarray) -> np.ndarray:
     """At most as many rows as a picture can show, always the same ones."""
     return rows if len(rows) <= _POINTS else np.random.default_rng(0).choice(rows, _POINTS, replace=False)
-
-
-def _tidy(axes: "Axes") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color=_GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8.5)
-
-
-def _few_ticks() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(4)
-
-
-def _short(text: str, longest: int = 24) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-def _plain(text: str) -> str:
-    """A dollar sign would start mathematics."""
-    return text.replace("$", r"\$")

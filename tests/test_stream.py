@@ -1,0 +1,403 @@
+"""Streams of problems: the bits of `minimize`, in parts that outlast whatever happens."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pyarrow as pa
+import pytest
+from pyarrow import csv, parquet
+
+import gdjax
+from gdjax.jobs import StreamStopped
+from gdjax.mapping import Mapped
+from gdjax.sink import MANIFEST, Sink
+from gdjax.stream import open_job
+from tests.streaming import SIZE, STEPS, N, arrays, solve
+
+FIELDS = ("weights", "loss", "gradient_norm", "steps", "status")
+
+
+@pytest.fixture
+def problems(tmp_path):
+    path = tmp_path / "problems.parquet"
+    parquet.write_table(pa.table(arrays()), path, row_group_size=70)
+    return path
+
+
+def alone(held, **options):
+    plain = {"learning_rate": 0.1, "steps": STEPS, **options}
+    return gdjax.minimize(gdjax.kernel.squared_loss, held["w"], (held["x"], held["t"]), **plain)
+
+
+def same(table, solution):
+    for name in FIELDS:
+        np.testing.assert_array_equal(table[name].to_numpy(), np.asarray(getattr(solution, name)), name)
+
+
+def parts(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("part-*")}
+
+
+def sources(tmp_path):
+    """One set of problems in every form that can be streamed."""
+    held = arrays()
+    parquet.write_table(pa.table(held), tmp_path / "one.parquet", row_group_size=70)
+    (tmp_path / "many" / "deep").mkdir(parents=True)
+    for number, name in enumerate(["deep/a.parquet", "x.parquet", "y.parquet"]):
+        cut = {key: array[number * 400 : (number + 1) * 400] for key, array in held.items()}
+        parquet.write_table(pa.table(cut), tmp_path / "many" / name)
+    wide = {key: array.astype(np.float64) for key, array in held.items()}
+    csv.write_csv(pa.table(wide), tmp_path / "problems.csv")
+    np.savez_compressed(tmp_path / "problems.npz", **held)
+    np.save(tmp_path / "x.npy", held["x"])
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+
+    def brought():
+        for first, last in [(0, 1), (1, 1), (1, 500), (500, 576), (576, N)]:
+            yield {key: array[first:last] for key, array in held.items()}
+
+    yield "parquet", tmp_path / "one.parquet"
+    yield "folder", tmp_path / "many"
+    yield "csv", tmp_path / "problems.csv"
+    yield "npz", tmp_path / "problems.npz"
+    yield "npy", {**held, "x": tmp_path / "x.npy"}
+    yield "memmap", {**held, "x": mapped}
+    yield "iterator", brought()
+
+
+def test_every_source_gives_the_bits_of_minimize(tmp_path):
+    held = arrays()
+    wanted = alone(held)
+    assert (wanted.status == gdjax.Status.DIVERGED).sum() == 1
+    for name, source in sources(tmp_path):
+        sink = tmp_path / f"from-{name}"
+        told = solve(source, sink, dtype="float32" if name == "csv" else None)
+        assert (told.problems, told.parts) == (N, -(-N // SIZE)), name
+        assert told.summary() == wanted.summary()
+        same(parquet.read_table(sink), wanted)
+        assert sorted(os.listdir(sink)) == [MANIFEST, *(f"part-{k:08d}.parquet" for k in range(told.parts))]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "npz", "json"])
+def test_one_file_is_written_at_the_end_and_nothing_else(tmp_path, problems, ending):
+    out = tmp_path / f"answers.{ending}"
+    assert solve(problems, out).path == out
+    assert sorted(os.listdir(tmp_path)) == [out.name, problems.name]
+    if ending == "parquet":
+        same(parquet.read_table(out), alone(arrays()))
+    if ending == "npz":
+        with np.load(out) as found:
+            np.testing.assert_array_equal(found["weights"], np.asarray(alone(arrays()).weights))
+
+
+def loss(w, x, t, scale):
+    return jnp.mean((w["a"] @ x + w["b"] - t) ** 2) * scale
+
+
+def test_vectors_pytrees_rates_and_columns_that_are_handed_on(tmp_path):
+    rng = np.random.default_rng(0)
+    held = {"x": rng.normal(size=(50, 3, 5)), "t": rng.normal(size=(50, 5)), "rate": rng.uniform(0.01, 0.1, 50)}
+    start = {"a": np.zeros(3), "b": 0.0}
+    ids = pa.array([f"problem {number}" for number in range(50)])
+    nested = pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(held["x"].ravel(), 5), 3)
+    lists = pa.array(held["t"].tolist())
+    parquet.write_table(
+        pa.table({"x": nested, "t": lists, "rate": held["rate"], "id": ids}), tmp_path / "problems.parquet"
+    )
+    rule = {"optimizer": optax.adam, "hyperparams": {"learning_rate": "rate"}, "steps": 20}
+    data = ("x", "t", np.float64(2.0))
+    sink = tmp_path / "out"
+    with jax.numpy_dtype_promotion("standard"):  # optax needs it
+        gdjax.solve_stream(tmp_path / "problems.parquet", sink, loss, start, data, keep=["id"], part_size=16, **rule)
+    found = parquet.read_table(sink)
+    assert found.column_names == ["id", "weights.a", "weights.b", *FIELDS[1:]]
+    assert found["id"].to_pylist() == ids.to_pylist()
+    weights = {"a": np.zeros((50, 3)), "b": np.zeros(50)}
+    rule["hyperparams"] = {"learning_rate": held["rate"]}
+    with jax.numpy_dtype_promotion("standard"):
+        wanted = gdjax.minimize(loss, weights, (held["x"], held["t"], np.float64(2.0)), in_axes=(0, 0, None), **rule)
+    assert found["weights.a"].to_pylist() == wanted.weights["a"].tolist()
+    assert found["weights.b"].to_pylist() == wanted.weights["b"].tolist()
+    with pytest.raises(ValueError, match=r"cannot hold weights\.a, which has shape \[3\]"):
+        gdjax.solve_stream(held, tmp_path / "a.csv", loss, start, data, learning_rate="rate", steps=20)
+
+
+def test_what_is_done_stays_and_what_is_missing_is_done(tmp_path, problems):
+    sink = tmp_path / "out"
+    solve(problems, sink)
+    before = parts(sink)
+    for number in (0, 3, 10):
+        (sink / f"part-{number:08d}.parquet").unlink()
+    (sink / ".part-00000003.0123.tmp").write_bytes(b"left by a process that was killed")
+    stamps = {path.name: path.stat().st_mtime_ns for path in sink.glob("part-*")}
+    solve(problems, sink)
+    assert parts(sink) == before
+    assert {name: (sink / name).stat().st_mtime_ns for name in stamps} == stamps
+    assert not list(sink.glob(".*"))
+
+
+def test_shares_make_the_whole(tmp_path, problems):
+    out, whole = tmp_path / "shared.parquet", tmp_path / "whole.parquet"
+    assert solve(problems, out, share=(1, 3)) is None
+    assert solve(problems, out, share=(0, 3)) is None
+    held = {path.name for path in (tmp_path / "shared.parquet.parts").glob("part-*")}
+    assert held == {f"part-{k:08d}.parquet" for k in range(11) if k % 3 != 2}
+    assert solve(problems, out, share=(2, 3)).problems == N
+    solve(problems, whole)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def changed_source(path):
+    parquet.write_table(pa.table(arrays(seed=1)), path)
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "message"),
+    [
+        ({"steps": 31}, None, r"options\.steps was 30, now it is 31"),
+        ({"learning_rate": 0.2}, None, r"learning_rate was 0\.1, now it is 0\.2"),
+        ({"stop": gdjax.stop.loss_below(1e-3)}, None, r"program \(loss, optimizer or stop rule\) is another"),
+        ({"part_size": 100}, None, "part_size was 96, now it is 100"),
+        ({"results": ["loss"]}, None, "results was"),
+        ({}, changed_source, r"source was .*, now it is"),
+    ],
+)
+def test_another_run_is_refused_and_nothing_is_touched(tmp_path, problems, options, change, message):
+    sink = tmp_path / "out"
+    solve(problems, sink)
+    before = parts(sink)
+    if change:
+        change(problems)
+    with pytest.raises(ValueError, match=f"holds results of another run: .*{message}"):
+        solve(problems, sink, **options)
+    assert parts(sink) == before
+
+
+def test_an_iterator_that_brings_something_else_is_refused(tmp_path):
+    sink = tmp_path / "out"
+    solve(iter([arrays()]), sink)
+    with pytest.raises(ValueError, match="part 0 was computed from other problems"):
+        solve(iter([arrays(seed=1)]), sink)
+    with pytest.raises(ValueError, match="part 5 was computed from other problems"):
+        solve(iter([{name: array[:500] for name, array in arrays().items()}]), sink)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def foreign(path):
+    parquet.write_table(pa.table({"weights": [1.0]}), path)
+
+
+def of_another_run(path):
+    shutil.copy(path.with_name("part-00000004.parquet"), path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (truncate, r"part-00000003\.parquet cannot be read .*; delete that file and run the same again"),
+        (foreign, r"part-00000003\.parquet cannot be read"),
+        (of_another_run, "comes from another run"),
+    ],
+)
+def test_a_spoilt_part_is_told_and_mended_by_deleting_it(tmp_path, problems, spoil, message):
+    sink = tmp_path / "out"
+    solve(problems, sink)
+    before = parts(sink)
+    spoil(sink / "part-00000003.parquet")
+    with pytest.raises(ValueError, match=message):
+        solve(problems, sink)
+    (sink / "part-00000003.parquet").unlink()
+    solve(problems, sink)
+    assert parts(sink) == before
+
+
+def test_sinks_that_are_none(tmp_path, problems):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds files \(notes\.txt\) but no _manifest"):
+        solve(problems, tmp_path / "used")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / MANIFEST).write_text("{")
+    with pytest.raises(ValueError, match=r"_manifest\.json cannot be read"):
+        solve(problems, tmp_path / "broken")
+    with pytest.raises(ValueError, match="there is no folder"):
+        solve(problems, tmp_path / "no" / "out.csv")
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        solve(problems, problems.rename(tmp_path / "problems"))
+
+
+def write(path, **columns):
+    parquet.write_table(pa.table({**arrays(), **columns}), path)
+
+
+SPOILT = {
+    "cut short": (lambda path: (write(path), truncate(path)), r"cannot be read as Parquet: .*; is it whole"),
+    "no column": (lambda path: parquet.write_table(pa.table({"w": [1.0], "T": [1.0]}), path), "no column 'x'"),
+    "missing": (
+        lambda path: write(path, x=pa.array([1.0] * 500 + [None] * 500, pa.float32())),
+        "'x', row 501: the value is missing",
+    ),
+    "text": (lambda path: write(path, x=["one"] * N), "'x' holds string, not numbers"),
+    "empty": (lambda path: parquet.write_table(pa.table(arrays()).slice(0, 0), path), "has no rows"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_spoilt_source_is_told(tmp_path, kind):
+    spoil, message = SPOILT[kind]
+    path = tmp_path / "problems.parquet"
+    spoil(path)
+    with pytest.raises(ValueError, match=message):
+        solve(path, tmp_path / "out", part_size=1000)
+
+
+def test_lists_of_another_length_are_told(tmp_path):
+    write(tmp_path / "a.parquet", x=pa.array([[1.0]] * 700 + [[1.0, 2.0]] * 300, pa.list_(pa.float32())))
+    with pytest.raises(ValueError, match="'x', row 701: a list of another length than the 1 of row 673"):
+        gdjax.solve_stream(
+            tmp_path / "a.parquet",
+            tmp_path / "out",
+            lambda w, x: jnp.sum(w * x) ** 2,
+            "w",
+            ("x",),
+            learning_rate=0.1,
+            steps=2,
+            part_size=SIZE,
+        )
+    assert len(parts(tmp_path / "out")) == 7  # those that were whole are there
+
+
+def test_other_sources_that_cannot_be(tmp_path):
+    (tmp_path / "a.csv").write_text("w,x,t\n1,2,3\n1,two,3\n")
+    np.save(tmp_path / "x.npy", arrays()["x"])
+    truncate(tmp_path / "x.npy")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("w x t")
+    for source, message in [
+        (tmp_path / "a.csv", "cannot be read as CSV: .*two"),
+        ({**arrays(), "x": tmp_path / "x.npy"}, "cannot be read as a NumPy array: .*is it whole"),
+        ({**arrays(), "x": arrays()["x"][:5]}, "'w' has 1,000 rows, 'x' has 5"),
+        (tmp_path / "none.parquet", "there is no file"),
+        (tmp_path / "empty", "without Parquet files"),
+        (tmp_path / "a.txt", "has the ending '.txt'"),
+        ([{"w": np.ones(3)}], "has no 'x'"),
+        (iter([]), "brings no batch"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            solve(source, tmp_path / "out")
+        assert not list((tmp_path / "out").glob("part-*"))
+
+
+def test_a_full_disk_is_told_and_gone_on_from(tmp_path, problems, monkeypatch):
+    sink, wanted = tmp_path / "out", tmp_path / "wanted"
+    solve(problems, wanted)
+    fsync, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 9:
+            raise OSError(errno.ENOSPC, "full")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=r"part-\d+\.parquet cannot be written: No space left on device\. Parts that"):
+        solve(problems, sink)
+    monkeypatch.undo()
+    left = parts(sink)
+    assert 0 < len(left) < 11
+    assert not list(sink.glob(".*"))
+    assert left == {name: held for name, held in parts(wanted).items() if name in left}
+    solve(problems, sink)
+    assert parts(sink) == parts(wanted)
+
+
+def test_a_disk_that_is_really_full(tmp_path, problems):
+    small, wanted = tmp_path / "small", tmp_path / "wanted"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        with pytest.raises(ValueError, match="cannot be written: No space left on device"):
+            solve(problems, small / "out")
+        subprocess.run(["mount", "-o", "remount,size=4m", str(small)], check=True)
+        solve(problems, small / "out")
+        solve(problems, wanted)
+        assert parts(small / "out") == parts(wanted)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_control_c_finishes_the_part_at_hand(tmp_path, problems, monkeypatch):
+    sink, solved = tmp_path / "out", Mapped.solve
+
+    def interrupted(self, number, loaded):
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return solved(self, number, loaded)
+
+    monkeypatch.setattr(Mapped, "solve", interrupted)
+    with pytest.raises(StreamStopped, match="run the same again to go on"):
+        solve(problems, sink)
+    assert len(parts(sink)) == 5
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.undo()
+    solve(problems, sink)
+    same(parquet.read_table(sink), alone(arrays()))
+
+
+def test_a_source_that_changes_on_the_way_is_told(tmp_path, problems, monkeypatch):
+    written = Sink.write
+
+    def meddled(self, number, table, about):
+        if number == 2:
+            os.utime(problems)
+        written(self, number, table, about)
+
+    monkeypatch.setattr(Sink, "write", meddled)
+    with pytest.raises(ValueError, match="another run: source was"):
+        solve(problems, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"results": ["weight"]}, ValueError, "name some of weights, loss"),
+        ({"part_size": 0}, ValueError, "part_size=0; pass a whole number"),
+        ({"share": (2, 2)}, ValueError, r"share=\(2, 2\)"),
+        ({"share": 3}, TypeError, r"pass \(p, P\)"),
+        ({"steps": 0}, ValueError, "steps=0"),
+        ({"keep": ["t"], "learning_rate": "rte"}, ValueError, "no column 'rte'"),
+    ],
+)
+def test_options_that_cannot_be(tmp_path, problems, options, kind, message):
+    with pytest.raises(kind, match=message):
+        solve(problems, tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "part-00000000.parquet").exists()
+
+
+def test_large_row_groups_are_read_a_piece_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("gdjax.sources.WHOLE_GROUP_BYTES", 0)
+    parquet.write_table(pa.table(arrays()), tmp_path / "problems.parquet", row_group_size=400)
+    solve(tmp_path / "problems.parquet", tmp_path / "out")
+    same(parquet.read_table(tmp_path / "out"), alone(arrays()))
+
+
+def test_a_job_says_what_is_missing(tmp_path, problems):
+    plain = {"learning_rate": 0.1, "steps": STEPS, "part_size": SIZE}
+    job = open_job(problems, tmp_path / "out", gdjax.kernel.squared_loss, "w", ("x", "t"), **plain)
+    assert job.missing() == list(range(11))
+    job.run(share=(0, 2))
+    assert job.missing() == [1, 3, 5, 7, 9]
+    with pytest.raises(FileNotFoundError, match=r"part-00000001\.parquet is missing"):
+        job.finish()
