@@ -271,6 +271,13 @@ def give(tree: Any, home: jax.Device) -> Any:
     return jax.tree.map(place, tree)
 
 
+def filled(count: int, value: int, device: jax.Device) -> Any:
+    """`count` times the same int32, made where it will lie."""
+    if is_host(device):
+        return np.full(count, value, np.int32)
+    return jax.numpy.full(count, value, np.int32, device=device)
+
+
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An uninitialised NumPy array that JAX can adopt without a copy: XLA wants 64-byte alignment."""
     dtype = np.dtype(dtype)

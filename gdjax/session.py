@@ -127,8 +127,7 @@ class Session:
         flags = fixed.Inputs(own(batch.weights), kept_flags, batch.data_flags, batch.hyper_flags)
         plan = job.plan or self.tuned(inputs, flags, batch.count, job.steps, job.measure)
         out, own_state, plan, steps, record = self.descend(inputs, flags, batch.count, plan, start, job)
-        taken = np.full(batch.count, start + steps, np.int32)
-        status = np.asarray(out.status)
+        taken, status = dev.filled(batch.count, start + steps, self.devices[0]), out.status
         kept = State(out.state, status, taken, "fixed", hashable(own_state), start + steps)
         result = Outcome(out.weights, out.loss, out.gradient_norm, taken, status, kept, plan, record)
         again = state is not None and np.asarray(state.status).max() == DIVERGED

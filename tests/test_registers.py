@@ -175,6 +175,45 @@ def test_it_goes_on_from_where_it_stood():
     assert same_bits(rest.weights, whole.weights)
 
 
+# --- the way of an accelerator, the CPU standing in for it -----------------------------------------------------------
+
+
+@pytest.fixture
+def accelerated(monkeypatch):
+    """The CPU taken for a device with memory of its own, whose kernels are interpreted."""
+    monkeypatch.setattr(dev, "is_host", lambda device: False)
+
+
+def test_an_accelerator_chooses_it_by_itself(accelerated):
+    def chosen_loss(w, x, t):
+        return squared(w, x, t)
+
+    weights, data = LOSSES["squared"].batch(COUNT)
+    solve = lambda **options: gdjax.minimize(chosen_loss, weights, data, device="cpu", steps=60, **options)  # noqa: E731
+    plain = lambda **options: solve(plan=Plan("lanes", 256), **options)  # noqa: E731
+    for options in ({"learning_rate": 40.0}, {"learning_rate": 0.3, "stop": stop.gradient_below(1e-2)}):
+        out, wanted = solve(**options), plain(**options)
+        assert (out.plan.kernel, out.plan.reason, wanted.plan.kernel) == ("registers", "", "lanes")
+        assert out.plan.tile % 128 == 0
+        np.testing.assert_array_equal(out.status, wanted.status)
+        np.testing.assert_array_equal(out.steps, wanted.steps)
+        assert same_bits(out.weights, wanted.weights)
+    noted = solve(learning_rate=0.3, record=30)
+    assert (noted.plan.kernel, noted.plan.reason) == ("lanes", "a record is kept on the way")
+
+
+def test_several_accelerators_share_the_batch(accelerated):
+    def spread_loss(w, x, t):
+        return squared(w, x, t)
+
+    weights, data = LOSSES["squared"].batch(700)
+    options = {"learning_rate": 0.1, "steps": 3}
+    one = gdjax.minimize(spread_loss, weights, data, device="cpu:0", **options)
+    three = gdjax.minimize(spread_loss, weights, data, device=jax.devices("cpu")[:3], **options)
+    assert (one.plan.kernel, three.plan.kernel) == ("registers", "registers")
+    assert same_bits(one.weights, three.weights)
+
+
 # --- what is refused, and what is not trusted ------------------------------------------------------------------------
 
 

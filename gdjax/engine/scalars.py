@@ -340,8 +340,8 @@ MOVES = {
 
 NATIVE = frozenset(
     """abs add and atan2 bitcast_convert_type clamp convert_element_type cos div eq erf exp exp2 ge gt integer_pow le
-    log lt max min mul ne neg not or pow rem rsqrt shift_left shift_right_arithmetic shift_right_logical sin stop_gradient sub tanh
-    xor""".split()
+    log lt max min mul ne neg not or pow rem rsqrt shift_left shift_right_arithmetic shift_right_logical sin
+    stop_gradient sub tanh xor""".split()
 )
 """Elementwise operations that Mosaic has on GPUs and TPUs alike."""
 
