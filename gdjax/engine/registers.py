@@ -130,7 +130,8 @@ def launch(
     assert len(given) == len(held)
     wanted = [(math.prod(s.shape), stored(s.dtype)) for s in out_shapes if math.prod(s.shape)]
     mine, common = [a for a, flag in given if flag], [a for a, flag in given if not flag]
-    results = iter(target.launch(compute, numbers, zero, mine, common, wanted, size))
+    with jax.enable_x64(False):  # Mosaic's own indices have 32 bits
+        results = iter(target.launch(compute, numbers, zero, mine, common, wanted, size))
     back = [
         next(results).T.reshape(size, *s.shape).astype(s.dtype)
         if math.prod(s.shape)
