@@ -130,7 +130,7 @@ def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
 
 def lull(kind: Kind) -> int:
     """Updates that cost a lane about as much as being brought to the processor and back."""
-    return 192 if kind.elementwise else 32
+    return 192 if kind.elementwise else 12
 
 
 def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:

@@ -208,3 +208,19 @@ def test_shared_matrix_products_under_vmap():
     assert whole.plan.kernel == "vmap"
     for which in (np.arange(1), np.array([599]), np.arange(300, 317), np.random.default_rng(1).permutation(600)):
         assert same_bits(answers(solve(w[which])), pick(answers(whole), which))
+
+
+def test_products_of_the_data_alone_are_rounded_in_the_report_too():
+    """Found in a stream: `t · share`, computed once for the loop and the report, was contracted in some tiles only."""
+
+    def poisson(w, x, t, share):
+        predicted = x @ w
+        return jnp.sum(share * (jnp.exp(predicted) - t * predicted))
+
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(300, 16, 1)), np.ones((300, 16, 1))], 2)
+    data = x, rng.poisson(1, size=(300, 16)).astype(np.float64), 1 / (16 + 16 * rng.random((300, 16)))
+    options = {"learning_rate": 0.1, "steps": 20, "stop": stop.gradient_below(1e-10)}
+    whole = gdjax.minimize(poisson, np.zeros((300, 2)), data, **options)
+    few = gdjax.minimize(poisson, np.zeros((10, 2)), tuple(d[:10] for d in data), **options)
+    assert same_bits(answers(few), pick(answers(whole), np.arange(10)))

@@ -54,7 +54,9 @@ def ready(kernel: Kernel, program: Program, flags: Any, inputs: Any) -> tuple[An
     state_flags = flags.state
     if state is None:
         weights = kernel.spread(*kernel.call(program.start, (weights,), (flags.weights,)), flags.weights)
-        state, state_flags = kernel.call(program.init, (weights, data, hyper), (flags.weights, flags.data, flags.hyper))
+        state, state_flags = kernel.call(
+            program.init, (weights, data, hyper), (flags.weights, flags.data, flags.hyper), carried=1
+        )
     carry = (weights, state, jnp.ones((), bool))
     carry_flags = (flags.weights, state_flags, False)
     rest, rest_flags = (np.int32(0), data, hyper), (False, flags.data, flags.hyper)
@@ -89,7 +91,8 @@ def outcome(
 ) -> tuple[Outputs, Outputs]:
     """What a tile gives back after its last update, and the flags of it."""
     weights, state, healthy = carry
-    report, report_flags = kernel.call(program.report, (weights, inputs.data), (carry_flags[0], flags.data))
+    # Products of the data alone are rounded here as in the loop: computed in both places, they are computed once.
+    report, report_flags = kernel.call(program.report, (weights, inputs.data), (carry_flags[0], flags.data), carried=1)
     loss, norm = kernel.spread(report, report_flags, (True, True))
     ended, ended_flag = kernel.call(ending, (weights, healthy, loss), (carry_flags[0], carry_flags[2], True))
     out_flags = Outputs(carry_flags[0], carry_flags[1], True, True, ended_flag)

@@ -60,7 +60,7 @@ def begin(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any
         if state is None:
             weights = kernel.spread(*kernel.call(program.start, (weights,), (flags.weights,)), flags.weights)
             state, state_flags = kernel.call(
-                program.init, (weights, data, hyper), (flags.weights, flags.data, flags.hyper)
+                program.init, (weights, data, hyper), (flags.weights, flags.data, flags.hyper), carried=1
             )
         lane, lane_flags = kernel.call(
             program.begin, (weights, state, start, data), (flags.weights, state_flags, False, flags.data)
@@ -171,7 +171,9 @@ def finish(kernel: Kernel, program: Program, chunk: int, flags: Running, start: 
 
         (lane,) = lax.while_loop(running, lambda carry: lax.fori_loop(0, 4, one, carry), carry)
         own = carry_flags[0]
-        report, report_flags = kernel.call(program.report, (lane["weights"], data), (own["weights"], flags.data))
+        report, report_flags = kernel.call(
+            program.report, (lane["weights"], data), (own["weights"], flags.data), carried=1
+        )
         loss, norm = kernel.spread(report, report_flags, (True, True))
         # A loss that is not finite at the final weights is no answer, whatever the rule said.
         lane = {**lane, "status": jnp.where(jnp.isfinite(loss), lane["status"], jnp.int32(DIVERGED))}
