@@ -219,6 +219,22 @@ def workers(device: jax.Device) -> int:
         return os.cpu_count() or 1
 
 
+def register_target(device: jax.Device) -> tuple[str | None, str]:
+    """What kernels in registers are compiled for on a device, and where that is nothing, why.
+
+    Mosaic, which compiles them, knows TPUs, and NVIDIA GPUs from Hopper (compute capability 9.0) on; for the CPU they
+    are interpreted.
+    """
+    platform = platform_of(device)
+    if platform != "gpu":
+        return platform, ""
+    capability = str(getattr(device, "compute_capability", "unknown"))
+    major = capability.partition(".")[0]
+    if major.isdigit() and int(major) >= 9:
+        return platform, ""
+    return None, f"{device.device_kind} (compute capability {capability}) is older than Hopper (9.0) or not NVIDIA's"
+
+
 def compiler_options(device: jax.Device) -> dict[str, Any]:
     """What tiles are compiled with.
 
@@ -253,6 +269,13 @@ def give(tree: Any, home: jax.Device) -> Any:
         return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, home)
 
     return jax.tree.map(place, tree)
+
+
+def filled(count: int, value: int, device: jax.Device) -> Any:
+    """`count` times the same int32, made where it will lie."""
+    if is_host(device):
+        return np.full(count, value, np.int32)
+    return jax.numpy.full(count, value, np.int32, device=device)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

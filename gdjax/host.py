@@ -18,7 +18,7 @@ import numpy as np
 from jax.extend import core
 
 from gdjax.batch import check_rate, convert, prepare, problem_shapes
-from gdjax.engine.lanes import INLINED, inner
+from gdjax.engine.evaluator import INLINED, inner
 from gdjax.minimize import check_steps, checked_loss
 
 

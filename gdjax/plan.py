@@ -20,6 +20,9 @@ CACHE_BYTES = 24 * 1024
 BLOCK_BYTES = 4 * 1024 * 1024
 """Problems handed over in one call: enough that the call costs little beside them."""
 
+DEVICE_BYTES = 1024 * 1024 * 1024
+"""Problems brought into a kernel's layout at a time on a device with memory of its own."""
+
 VECTOR = 32
 """Tiles are whole pairs of the widest vectors: less would be computed by other instructions, with other rounding."""
 
@@ -32,11 +35,13 @@ class Plan:
     """How a batch is run.
 
     Attributes:
-        kernel: `"lanes"` (problems along the vector units, sums written out) or `"vmap"`.
+        kernel: `"lanes"` (problems along the vector units, sums written out), `"vmap"`, or `"registers"` (the whole
+            descent of small problems in one kernel, for accelerators; on the CPU it is interpreted, for tests).
         tile: lanes per tile.
         tiles: tiles per call of the compiled program.
         chunk: steps fused into one pass over a tile.
-        reason: why the kernel is not `"lanes"`; empty where it is.
+        reason: why the kernel is not the device's first choice (`"registers"` on an accelerator that can run them,
+            else `"lanes"`); empty where it is.
 
     Raises:
         ValueError: a field that no plan can have.
@@ -49,8 +54,8 @@ class Plan:
     reason: str = ""
 
     def __post_init__(self) -> None:
-        if self.kernel not in ("lanes", "vmap"):
-            raise ValueError(f"kernel={self.kernel!r}; pass 'lanes' or 'vmap'")
+        if self.kernel not in ("lanes", "vmap", "registers"):
+            raise ValueError(f"kernel={self.kernel!r}; pass 'lanes', 'vmap' or 'registers'")
         if self.tile < VECTOR or self.tile % VECTOR:
             raise ValueError(f"tile={self.tile}; pass a multiple of {VECTOR}")
         if self.tiles < 1 or self.chunk < 1:
@@ -103,6 +108,13 @@ def default(kind: Kind, device: jax.Device, count: int) -> Plan:
     ladder.append((last, power_below(BLOCK_BYTES / (last * kind.bytes), 16, 4096)))
     fits = [(tile, tiles) for tile, tiles in ladder if tile * tiles >= count]
     return Plan("lanes", *(fits or ladder[-1:])[0], chunk)
+
+
+def registers(kind: Kind, lanes: int, count: int, fusable: int) -> Plan:
+    """The plan of a kernel in registers whose tiles have `lanes` problems: one launch for as many as fit."""
+    most = power_below(DEVICE_BYTES / kind.bytes, 1024, 1 << 24)
+    tile = power_below(2 * count - 1, max(lanes, VECTOR), max(lanes, most))
+    return Plan("registers", tile, 1, min(8, fusable) if kind.elementwise else 1)
 
 
 def refill(kind: Kind, device: jax.Device, count: int) -> Plan:

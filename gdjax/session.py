@@ -15,17 +15,15 @@ import numpy as np
 
 from gdjax import device as dev
 from gdjax import plan as plans
-from gdjax import tuning
+from gdjax import trust, tuning
 from gdjax.batch import Batch, problem_shapes
 from gdjax.dryrun import check_program
 from gdjax.engine import fixed, history, refill, rounds
 from gdjax.engine.feed import Block, compile_block, run_block
-from gdjax.engine.kernels import KERNELS
-from gdjax.engine.lanes import UnsupportedError, operations
 from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, STOPPED, Program
-from gdjax.engine.refill import at_rest
+from gdjax.forms import lane_form
 from gdjax.pieces import cut, hashable, join, own, pick, scatter, unhashed
-from gdjax.plan import VECTOR, Plan
+from gdjax.plan import Plan
 from gdjax.progress import FIRST, Watch
 from gdjax.solution import State
 
@@ -33,9 +31,6 @@ log = logging.getLogger("gdjax")
 
 KEPT = 64
 """Kinds of problem whose compiled programs are kept."""
-
-FUSED_OPERATIONS = 256
-"""Longest pass of fused steps; XLA was seen to split longer passes."""
 
 SAMPLE, SAMPLE_STEPS = 1 << 19, 24
 """Problems and steps on which plans are measured."""
@@ -79,9 +74,10 @@ class Session:
         self.refused, self.fusable = lane_form(program, batch)
         if self.refused is not None:
             log.info("the problem runs under vmap, not in lanes: %s", self.refused)
+        self.registers = trust.Registers(program, batch, self.devices)
         self.best: Plan | None = None
         self.recalled = False
-        self.lock, self.tuning = threading.Lock(), threading.Lock()
+        self.lock, self.tuning = threading.RLock(), threading.Lock()
         self.whole = self
         self.seat: int | None = None
 
@@ -131,8 +127,7 @@ class Session:
         flags = fixed.Inputs(own(batch.weights), kept_flags, batch.data_flags, batch.hyper_flags)
         plan = job.plan or self.tuned(inputs, flags, batch.count, job.steps, job.measure)
         out, own_state, plan, steps, record = self.descend(inputs, flags, batch.count, plan, start, job)
-        taken = np.full(batch.count, start + steps, np.int32)
-        status = np.asarray(out.status)
+        taken, status = dev.filled(batch.count, start + steps, self.devices[0]), out.status
         kept = State(out.state, status, taken, "fixed", hashable(own_state), start + steps)
         result = Outcome(out.weights, out.loss, out.gradient_norm, taken, status, kept, plan, record)
         again = state is not None and np.asarray(state.status).max() == DIVERGED
@@ -148,9 +143,8 @@ class Session:
     ) -> tuple[fixed.Outputs, Any, Plan, int, Any]:
         """`(outputs, flags of their state, plan, steps, record)`; a problem that broke on the way says RUNNING."""
         if not job.every:
-            block = self.block(fixed.tile, inputs, flags, count, plan)
+            block, out = self.execute(fixed.tile, inputs, flags, count, plan, start, job.steps)
             out_flags = jax.tree.unflatten(block.out_tree, block.out_own)
-            out = run_block(block, inputs, flags, count, start, job.steps)
             return out, out_flags.state, block.plan, job.steps, None
 
         def run(inputs: Any, flags: Any, first: int, ahead: int) -> Any:
@@ -260,9 +254,9 @@ class Session:
 
         def run(name: str, inputs: Any, flags: Any, count: int, first: int, second: int) -> Any:
             tile = history.rows if name == "rows" else getattr(refill, name)
-            block = self.block(tile, inputs, flags, count, job.plan)
+            block, out = self.execute(tile, inputs, flags, count, job.plan, first, second)
             ran[name] = block.plan
-            return run_block(block, inputs, flags, count, first, second)
+            return out
 
         if lane is None:
             inputs = refill.Start(batch.weights, rule_state[0], batch.data, batch.hyper)
@@ -273,9 +267,9 @@ class Session:
         steps, record = job.steps, None
         if job.every:
             ended, steps, record = history.recorded(run, seated, lane_flags, start, steps, job.every, job.watch)
-        elif not dev.is_host(self.devices[0]) and job.watch is not None:
+        elif self.masked(job.plan) and job.watch is not None:
             ended, steps = rounds.slices(run, seated, lane_flags, start, steps, job.watch)
-        elif self.program.stop is None or not dev.is_host(self.devices[0]):
+        elif self.program.stop is None or self.masked(job.plan):
             ended = run("finish", seated, lane_flags, batch.count, start, steps)
         else:
             stride = self.block(refill.sprint, seated, lane_flags, batch.count, job.plan).plan.chunk
@@ -289,8 +283,42 @@ class Session:
             job.watch.settle(ended.lane["status"])
         return ended, next(ran[name] for name in ("sprint", "rows", "finish") if name in ran), steps, record
 
+    def masked(self, plan: Plan | None) -> bool:
+        """Whether problems with a stop rule run in one loop that masks those that are done, without rounds."""
+        return not dev.is_host(self.devices[0]) or (plan is not None and plan.kernel == "registers")
+
+    def execute(
+        self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None, start: int, steps: int
+    ) -> tuple[Block, Any]:
+        """The block that ran and its outputs; a kernel in registers that fails is given up for the next best form."""
+        block = self.block(tile, inputs, flags, count, plan)
+        try:
+            out = run_block(block, inputs, flags, count, start, steps)
+            if block.plan.kernel == "registers":
+                jax.block_until_ready(out)
+            return block, out
+        except jax.errors.JaxRuntimeError as error:
+            if block.plan.kernel != "registers":
+                raise
+            self.registers.refuse(f"it failed: {trust.first_line(error)}")
+            return self.execute(tile, inputs, flags, count, plan, start, steps)
+
     def block(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
-        """The compiled block for these inputs, in lanes where the problem has a lane form."""
+        """The compiled block for these inputs: in registers on an accelerator, or else in lanes, where the problem has
+        such a form."""
+        if self.registers.wanted(tile, plan):
+            plain = lambda: self.other(tile, inputs, flags, trust.SAMPLE, None)  # noqa: E731
+            with self.lock:
+                kind = plans.kind_of(inputs, flags)
+                fusable = self.fusable if self.refused is None else 1
+                made = self.registers.block(tile, inputs, flags, self.share(count), plan, kind, fusable, plain)
+            if made is not None:
+                return made if self.seat is None else made.on(self.seat)
+        in_registers = plan is not None and plan.kernel == "registers"
+        return self.other(tile, inputs, flags, count, None if in_registers else plan)
+
+    def other(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
+        """The compiled block in lanes, or under vmap where there is no such form."""
         kind = plans.kind_of(inputs, flags)
         with self.lock:
             wanted = plan
@@ -302,6 +330,8 @@ class Session:
             if self.refused is not None and (wanted is None or wanted.kernel == "lanes"):
                 wanted = plans.fallback(kind, self.devices[0], self.share(count), self.refused)
             assert wanted is not None
+            if wanted.kernel == "lanes":
+                wanted = dataclasses.replace(wanted, reason=self.registers.why_not(tile))
             return self.compiled(tile, inputs, flags, wanted)
 
     def share(self, count: int) -> int:
@@ -345,48 +375,6 @@ class Sessions:
 
 
 SESSIONS = Sessions()
-
-
-def lane_form(program: Program, batch: Batch) -> tuple[str | None, int]:
-    """Why the problem has no lane form (None: it has one), and how many of its steps may be fused into one pass.
-
-    Decided once, for all its tiles, from the problem alone. Fusing is for programs that carry their weights alone
-    and are short: XLA splits a long pass into several, at places that depend on its length, and where it
-    splits, a product that would have been contracted is rounded; and a product of what one step hands to the next is
-    computed in both, which compilers notice: used twice, it is not contracted.
-    """
-    inputs = batch.weights, batch.data, batch.hyper
-    flags = own(batch.weights), batch.data_flags, batch.hyper_flags
-    lane = jax.tree.map(
-        lambda one, flag: jax.ShapeDtypeStruct((*one.shape, VECTOR) if flag else one.shape, one.dtype),
-        problem_shapes(inputs, flags),
-        flags,
-    )
-    kernel = KERNELS["lanes"](VECTOR)
-
-    def trace(inputs: Any) -> None:
-        (weights, data, hyper), (own_weights, own_data, own_hyper) = inputs, flags
-        kernel.call(program.start, (weights,), (own_weights,))
-        state, own_state = kernel.call(program.init, (weights, data, hyper), flags)
-        index = np.int32(0)
-        if program.stop is None:
-            arguments = (weights, state, np.bool_(True), index, data, hyper)
-            kernel.call(program.step, arguments, (own_weights, own_state, False, False, own_data, own_hyper))
-        else:
-            seat, own_seat = kernel.call(
-                program.begin, (weights, state, index, data), (own_weights, own_state, False, own_data)
-            )
-            lane_flags = (*at_rest(own_seat), False, own_data, own_hyper)
-            kernel.call(program.leap, (*at_rest(seat), np.bool_(True), data, hyper), lane_flags)
-        kernel.call(program.report, (weights, data), (own_weights, own_data))
-
-    try:
-        jax.eval_shape(trace, lane)
-    except UnsupportedError as error:
-        return str(error), 1
-    step = kernel.traces_of(program.step if program.stop is None else program.leap)[0]
-    alone = program.rule.sticky and len(jax.tree.leaves(batch.weights)) == 1
-    return None, max(1, FUSED_OPERATIONS // operations(step)) if alone else 1
 
 
 def check_carried(program: Program, batch: Batch, state: State) -> None:

@@ -12,7 +12,7 @@ from jax import lax
 
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, Program, finite
-from gdjax.engine.tile import inward, outward, settle
+from gdjax.engine.tile import inward, outward, repeat, settle
 
 
 class Inputs(NamedTuple):
@@ -82,7 +82,7 @@ def descend(step: Callable[[Any, Any], Any], carry: Any, start: Any, steps: Any,
             carry = step(start + number * chunk + offset, carry)
         return carry
 
-    carry = lax.fori_loop(0, passes, fused, carry)
+    carry = repeat(passes, fused, carry)
     return lax.fori_loop(start + passes * chunk, start + steps, step, carry) if chunk > 1 else carry
 
 

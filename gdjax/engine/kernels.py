@@ -11,7 +11,8 @@ import numpy as np
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
-from gdjax.engine.lanes import Evaluator, Value, reaches, spread
+from gdjax.engine import lanes
+from gdjax.engine.evaluator import Value, reaches
 
 
 class Kernel:
@@ -96,8 +97,11 @@ class Lanes(Kernel):
 
     def run(self, closed: Any, leaves: list[Any], own: list[bool], varies: list[bool], out: list[bool]) -> list[Any]:
         values = [Value(*each) for each in zip(leaves, own, varies, strict=True)]
-        results = Evaluator(self.size, self.zero).run(closed.jaxpr, closed.consts, values)
-        return [spread(r, r.shape, self.size) if flag else r.array for r, flag in zip(results, out, strict=True)]
+        results = lanes.Lanes(self.size, self.zero).run(closed.jaxpr, closed.consts, values)
+        return [
+            lanes.spread(r, lanes.shape_of(r), self.size) if flag else r.array
+            for r, flag in zip(results, out, strict=True)
+        ]
 
 
 class Vmap(Kernel):
@@ -113,4 +117,5 @@ class Vmap(Kernel):
         return list(jax.vmap(function, axes, [0 if flag else None for flag in out], axis_size=self.size)(*leaves))
 
 
-KERNELS: dict[str, type[Kernel]] = {"lanes": Lanes, "vmap": Vmap}
+# In registers the whole descent is one kernel (`gdjax.engine.registers`), which calls nothing by this class.
+KERNELS: dict[str, type[Kernel]] = {"lanes": Lanes, "vmap": Vmap, "registers": Kernel}

@@ -77,3 +77,18 @@ def settle(
         if jax.tree.leaves(wider) == jax.tree.leaves(flags):  # a user's own node may not compare by value
             return carry, flags
         carry, flags = kernel.spread(carry, flags, wider), wider
+
+
+def repeat(count: Any, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """`body(number, carry)` for every number below `count`.
+
+    Each pass itself says whether another follows: a condition of its own, as in `fori_loop`, would be one more launch
+    per pass on a GPU.
+    """
+
+    def one(state: Any) -> Any:
+        number, _, carry = state
+        return number + 1, number + 1 < count, body(number, carry)
+
+    start = jnp.int32(0)
+    return lax.while_loop(lambda state: state[1], one, (start, start < count, carry))[2]

@@ -1,0 +1,196 @@
+"""How a kernel of register tiles is launched: on NVIDIA GPUs and on TPUs through Pallas, or interpreted.
+
+A kernel here is a function of the scalars of one tile of problems; a target says how large a tile is, reads the tiles
+of its arguments into registers, and writes those of its results. Arguments are `[scalars, problems]`, or `[scalars]`
+where all problems share them. No scalar is read twice, none leaves a register before the kernel ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+
+class Arguments(NamedTuple):
+    """What a kernel is given: three uniform values, and per leaf its scalars, each a tile."""
+
+    start: Any
+    steps: Any
+    zero: Any
+    own: list[list[Any]]
+    shared: list[list[Any]]
+
+
+Compute = Callable[[Arguments], list[list[Any]]]
+
+
+class Target:
+    """A machine whose scalars of one problem are tiles of shape `tile`."""
+
+    tile: tuple[int, ...]
+
+    @property
+    def lanes(self) -> int:
+        """Problems per tile."""
+        return math.prod(self.tile)
+
+    def settle(self, x: Any) -> Any:
+        """The tile in the form in which a loop carries it."""
+        return x
+
+    def full(self, x: Any) -> Any:
+        """A tile of one number."""
+        return lax.full(self.tile, x)
+
+    def launch(
+        self,
+        compute: Compute,
+        numbers: Any,
+        zero: Any,
+        own: Sequence[Any],
+        shared: Sequence[Any],
+        out: Sequence[tuple[int, Any]],
+        size: int,
+    ) -> list[Any]:
+        """`compute` on every tile of `size` problems; `out` has the scalars and the dtype of each result."""
+        call = self.call(self.body(compute, len(own), len(shared)), own, shared, out, size)
+        results = call(numbers, zero, *(self.laid(leaf, size) for leaf in own), *shared)
+        return [leaf.reshape(leaf.shape[0], size) for leaf in results]
+
+    def body(self, compute: Compute, own: int, shared: int) -> Callable[..., None]:
+        """The kernel over references to memory."""
+
+        def body(numbers: Any, zero: Any, *refs: Any) -> None:
+            mine, common, results = refs[:own], refs[own : own + shared], refs[own + shared :]
+            given = Arguments(
+                numbers[0],
+                numbers[1],
+                self.full(zero[0]),
+                [self.read(ref) for ref in mine],
+                [[self.full(ref[i]) for i in range(ref.shape[0])] for ref in common],
+            )
+            for ref, tiles in zip(results, compute(given), strict=True):
+                self.write(ref, tiles)
+
+        return body
+
+    def laid(self, leaf: Any, size: int) -> Any:
+        """An argument in the shape in which the kernel reads it."""
+        return leaf
+
+    def read(self, ref: Any) -> list[Any]:
+        return [ref[i] for i in range(ref.shape[0])]
+
+    def write(self, ref: Any, tiles: Sequence[Any]) -> None:
+        for i, x in enumerate(tiles):
+            ref[i] = x
+
+    def call(
+        self, body: Any, own: Sequence[Any], shared: Sequence[Any], out: Sequence[tuple[int, Any]], size: int
+    ) -> Any:
+        raise NotImplementedError
+
+
+class Interpreted(Target):
+    """Pallas' interpreter: shows that the arithmetic is right, and nothing about compilers. For tests."""
+
+    tile = (128,)
+
+    def read(self, ref: Any) -> list[Any]:
+        return list(ref[...])  # one operation, where one per scalar would be compiled for seconds
+
+    def write(self, ref: Any, tiles: Sequence[Any]) -> None:
+        ref[...] = jnp.stack(tiles)
+
+    def call(
+        self, body: Any, own: Sequence[Any], shared: Sequence[Any], out: Sequence[tuple[int, Any]], size: int
+    ) -> Any:
+        whole = pl.BlockSpec(memory_space=None)
+        block = lambda n: pl.BlockSpec((n, self.lanes), lambda i: (0, i))  # noqa: E731
+        return pl.pallas_call(
+            body,
+            out_shape=[jax.ShapeDtypeStruct((n, size), dtype) for n, dtype in out],
+            grid=(size // self.lanes,),
+            in_specs=[whole, whole, *(block(leaf.shape[0]) for leaf in own), *(whole for _ in shared)],
+            out_specs=[block(n) for n, _ in out],
+            interpret=True,
+        )
+
+
+class MosaicTPU(Target):
+    """A TPU: a tile is one vector register of 8 × 128 problems; what all share lies in scalar memory."""
+
+    tile = (8, 128)
+
+    def laid(self, leaf: Any, size: int) -> Any:
+        return leaf.reshape(leaf.shape[0], size // 128, 128)
+
+    def call(
+        self, body: Any, own: Sequence[Any], shared: Sequence[Any], out: Sequence[tuple[int, Any]], size: int
+    ) -> Any:
+        from jax.experimental.pallas import tpu as mosaic
+
+        number = pl.BlockSpec(memory_space=mosaic.SMEM)
+        block = lambda n: pl.BlockSpec((n, 8, 128), lambda i: (0, i, 0))  # noqa: E731
+        return pl.pallas_call(
+            body,
+            out_shape=[jax.ShapeDtypeStruct((n, size // 128, 128), dtype) for n, dtype in out],
+            grid=(size // self.lanes,),
+            in_specs=[number, number, *(block(leaf.shape[0]) for leaf in own), *(number for _ in shared)],
+            out_specs=[block(n) for n, _ in out],
+            compiler_params=mosaic.CompilerParams(dimension_semantics=("parallel",)),
+        )
+
+
+class MosaicGPU(Target):
+    """An NVIDIA GPU from Hopper on: a tile is one register of each of the 128 threads of a warpgroup."""
+
+    tile = (128,)
+
+    def settle(self, x: Any) -> Any:
+        from jax.experimental.pallas import mosaic_gpu as mosaic
+
+        return mosaic.layout_cast(x, mosaic.Layout.WG_STRIDED(self.tile, vec_size=1))
+
+    def full(self, x: Any) -> Any:
+        # Mosaic forgets that an integer has a sign where it selects between two numbers that are not in registers.
+        tile = lax.full(self.tile, x)
+        return self.settle(tile) if tile.dtype.kind == "i" else tile
+
+    def read(self, ref: Any) -> list[Any]:
+        from jax.experimental.pallas import mosaic_gpu as mosaic
+
+        layout = mosaic.Layout.WG_STRIDED(self.tile, vec_size=1)
+        return [mosaic.load(ref, (i, self.here()), layout=layout) for i in range(ref.shape[0])]
+
+    def write(self, ref: Any, tiles: Sequence[Any]) -> None:
+        for i, x in enumerate(tiles):
+            ref[i, self.here()] = self.settle(x)
+
+    def here(self) -> Any:
+        return pl.ds(pl.program_id(0) * self.lanes, self.lanes)
+
+    def call(
+        self, body: Any, own: Sequence[Any], shared: Sequence[Any], out: Sequence[tuple[int, Any]], size: int
+    ) -> Any:
+        from jax.experimental.pallas import mosaic_gpu as mosaic
+
+        whole = pl.BlockSpec(memory_space=mosaic.GMEM)
+        return pl.pallas_call(
+            body,
+            out_shape=[jax.ShapeDtypeStruct((n, size), dtype) for n, dtype in out],
+            grid=(size // self.lanes,),
+            in_specs=[whole] * (2 + len(own) + len(shared)),
+            out_specs=[whole] * len(out),
+            # No thread reads what another wrote, so stores need no barriers.
+            compiler_params=mosaic.CompilerParams(unsafe_no_auto_barriers=True),
+        )
+
+
+TARGETS: dict[str, Target] = {"gpu": MosaicGPU(), "tpu": MosaicTPU(), "cpu": Interpreted()}
