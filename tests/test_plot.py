@@ -103,6 +103,9 @@ def test_a_solution_brings_its_record():
         ({"steps": [0, 1]}, r"steps has shape \(2,\), record \(21, 5\)"),
         ({"final": [0, 1]}, r"final has shape \(2,\)"),
         ({"status": [0, 1]}, r"status has shape \(2,\)"),
+        ({"record": {"loss": losses()}}, "record holds several figures"),
+        ({"steps": [0, 1, 2, 3, np.nan]}, "steps has entries that are not finite"),
+        ({"problems": 3}, "problems=3; pass a list"),
         ({"problems": [21]}, "problems has 21; there are problems 0 to 20"),
         ({"problems": range(9)}, "holds up to 6"),
         ({"problems": [1], "names": ["a", "b"]}, "names has 2 entries, 1 problems"),
@@ -163,6 +166,16 @@ def test_rates_at_which_over_half_diverge_are_hatched_and_have_no_median():
     np.testing.assert_allclose(shares, [1, 1, 0.6, 0.4, 0, 0, 0.4, 0.6])
 
 
+def test_a_loss_that_runs_away_without_overflowing_leaves_the_picture():
+    final = np.array([0.4, 0.25, 0.25, 1e30])[:, None] * np.linspace(1, 1.1, 5)
+    axes = plot.final_loss({"rate": RATES, "seed": range(5)}, final).axes[0]
+    assert axes.get_ylim()[1] < 2
+    np.testing.assert_array_equal(line(axes, "median"), final[:, 2])
+    figure = plot.final_loss({"rate": RATES, "momentum": RATES}, np.full((4, 4), 0.25) + np.diag([0, 0.1, 1e30, 1e40]))
+    norm = figure.axes[0].collections[0].norm
+    assert norm.vmax < 1e4
+
+
 def test_the_status_says_what_diverged():
     status = np.array([1, 1, 0, 2])  # the last finite weights may have a finite loss
     figure = plot.final_loss({"rate": RATES}, [1.0, 1.0, 1.0, 0.1], status)
@@ -217,6 +230,9 @@ def test_random_draws_are_points():
     [
         ({"loss": np.ones((4, 3))}, r"loss has shape \(4, 3\), axes has rate 4, seed 5; pass loss as \(4, 5\)"),
         ({"axes": {}}, "axes is empty"),
+        ({"axes": [RATES]}, "axes is a list"),
+        ({"axes": {"rate": 0.1, "seed": range(5)}}, r"axes\['rate'\] is 0.1, without a length"),
+        ({"over": 0}, "over names 0; the axes are rate, seed"),
         ({"over": "rat"}, "over names 'rat'; the axes are rate, seed"),
         ({"over": ["rate", "rate"]}, "two different ones"),
         ({"over": []}, "over has 0 names"),
@@ -335,7 +351,9 @@ def test_paths_that_are_none_are_told(weights):
         plot.descent(reference.squared_loss, weights, (2.0, 4.0))
 
 
-def test_what_is_wrong_with_a_loss_is_told():
+def test_what_is_wrong_with_a_loss_or_its_data_is_told():
+    with pytest.raises(ValueError, match="data is a float; pass a tuple"):
+        plot.descent(reference.squared_loss, [1.0, 2.0], 2.0)
     with pytest.raises(ValueError, match="return a scalar"):
         plot.descent(lambda w, x: w * x, [1.0, 2.0], (np.ones(3),))
     with pytest.raises(ZeroDivisionError):
