@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The shortest lengths to pad to; beyond them powers of two. Each length is a program to compile, and short ones are soon
-# computed whatever their padding.
+# The shortest lengths to pad to; beyond them powers of two. Each length is a program to compile, and short ones are
+# soon computed whatever their padding.
 _SHORT = (16, 64)
 
 
