@@ -210,13 +210,18 @@ def versions(device: Any) -> dict[str, Any]:
     }
 
 
+def plain_text(jaxpr: Any) -> str:
+    """A jaxpr in words that are the same in every process: no addresses, no colours for a terminal."""
+    return re.sub(r"0x[0-9a-f]+", "", jaxpr.pretty_print(use_color=False))
+
+
 def program_digest(program: Program, batch: Batch) -> str:
     """What tells one problem's program (loss, update rule, stop rule) from another: its jaxprs and their constants."""
     digest = hashlib.sha256()
 
     def noted(function: Callable[..., Any], *shapes: Any) -> Any:
         closed, out = jax.make_jaxpr(function, return_shape=True)(*shapes)
-        digest.update(re.sub(r"0x[0-9a-f]+", "", str(closed)).encode())
+        digest.update(plain_text(closed).encode())
         digest.update(sources.digest_of(np.asarray(constant) for constant in closed.consts).encode())
         return out
 

@@ -44,7 +44,7 @@ class StreamSolution:
 
     def summary(self) -> dict[str, int]:
         """How many problems ended in each status, by its name, as `Solution.summary` does."""
-        return {status.name: self.counts.get(status.name, 0) for status in Status}
+        return {s.name: self.counts.get(s.name, 0) for s in Status if s is not Status.STOPPED}
 
 
 def solve_stream(

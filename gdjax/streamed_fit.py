@@ -22,7 +22,7 @@ from gdjax.files import replacing
 from gdjax.formats import TableError, check_columns, check_content
 from gdjax.jobs import Answer, Job
 from gdjax.losses import named_loss
-from gdjax.mapping import versions
+from gdjax.mapping import plain_text, versions
 from gdjax.regression import Fit, fit
 from gdjax.sink import STAGED, Sink
 from gdjax.solution import Status
@@ -94,7 +94,7 @@ def open_fit_job(
     ends = np.append(starts, grouped.rows)
     rows = jax.ShapeDtypeStruct((3,), np.float32)
     parameter = () if options.get("loss") != "huber" else (rows,)
-    jaxpr = str(jax.make_jaxpr(chosen.elementwise)(rows, rows, *parameter)).encode()
+    jaxpr = plain_text(jax.make_jaxpr(chosen.elementwise)(rows, rows, *parameter)).encode()
     told = {key: str(value) for key, value in sorted(options.items()) if key not in ("device", "names", "optimizer")}
     optimizer = options.get("optimizer")
     about = versions(device[0]) | {
