@@ -41,6 +41,11 @@ class Mapped:
     options: dict[str, Any]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.data, tuple):
+            raise TypeError(
+                f"data is a {type(self.data).__name__}; pass a tuple with one entry per argument of the loss after the "
+                "weights, such as ('x', 't')"
+            )
         self.options = {**self.options, "device": dev.select_devices(self.options.get("device", "auto"))}
         self.starts: dict[int, Any] = {}
 
@@ -68,7 +73,7 @@ class Mapped:
                     f"column '{name}' holds {columns[name].type}, not numbers; convert it to numbers first"
                 )
         rows = len(columns[self.columns()[0]])
-        floating = [c.dtype for c in columns.values() if isinstance(c, np.ndarray) and c.dtype.kind == "f"]
+        floating = [columns[name].dtype for name in self.columns() if columns[name].dtype.kind == "f"]
         plain = np.result_type(*floating) if floating else np.dtype(np.float32)
 
         def start(leaf: Any) -> Any:
