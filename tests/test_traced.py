@@ -151,7 +151,9 @@ def test_random_weights_of_a_traced_key():
 def test_bad_input_inside_jit_is_named(changes, fragments):
     arguments = {"data": (np.ones((4, 5, 3), np.float32), np.ones((4, 5), np.float32)), "learning_rate": 0.1, **changes}
     with pytest.raises(ValueError) as raised:
-        jax.jit(lambda w: gdjax.minimize(CASES["linear"].loss, w, steps=3, **arguments).loss)(np.ones((4, 3), np.float32))
+        jax.jit(lambda w: gdjax.minimize(CASES["linear"].loss, w, steps=3, **arguments).loss)(
+            np.ones((4, 3), np.float32)
+        )
     assert all(fragment in str(raised.value) for fragment in fragments)
 
 
