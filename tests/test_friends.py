@@ -92,7 +92,7 @@ def test_numpy_and_jax_arrays_out(dtype):
     else:
         with pytest.raises(ValueError, match="float64, which JAX would narrow"):
             as_numpy.to("jax")
-    with pytest.raises(ValueError, match="kind='cupy'.*'torch'"):
+    with pytest.raises(ValueError, match=r"kind='cupy'.*'torch'"):
         out.to("cupy")
 
 

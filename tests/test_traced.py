@@ -39,10 +39,10 @@ def ridge_minimum(x, t, strength):
 
 
 def trends():
-    """Life expectancy over years, both standardised: ten countries of the Gapminder data, `x [10, 12, 2]`, `t [10, 12]`."""
+    """Life expectancy over years in ten countries (Gapminder), both standardised: `x [10, 12, 2]`, `t [10, 12]`."""
     path = pathlib.Path(gdjax.__file__).parent / "data" / "gapminder.csv"
     with open(path, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file)][: 10 * 12]
+        rows = list(csv.DictReader(file))[: 10 * 12]
     values = np.array([[float(row["year"]), float(row["lifeExp"])] for row in rows]).reshape(10, 12, 2)
     values = (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True)
     x, t = np.ones((10, 12, 2)), values[..., 1]
