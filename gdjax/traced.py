@@ -27,7 +27,7 @@ from gdjax.derivatives import Arrays, differentiable
 from gdjax.dryrun import check_program
 from gdjax.engine import history, refill
 from gdjax.engine.kernels import KERNELS
-from gdjax.engine.program import DIVERGED, RUNNING, Program
+from gdjax.engine.program import DIVERGED, RUNNING, Program, absent
 from gdjax.engine.tile import inward, outward, over_tiles
 from gdjax.pieces import hashable, own, unhashed
 from gdjax.plan import VECTOR, Plan
@@ -271,9 +271,13 @@ def noted(kernel: Any, form: Form, flags: refill.Running) -> Callable[[refill.Ru
             out, out_flags = kernel.call(program.advance, (lane, *rest), (flags.lane, *rest_flags), carried=1)
             return kernel.spread(out, out_flags, flags.lane)
 
+        def figure(lane: Any, data: Any) -> Any:
+            runs = lane["status"] == RUNNING
+            return jax.tree.map(lambda leaf: jnp.where(runs, leaf, absent(leaf)), program.figure(lane, data))
+
         def row(lane: Any, _: None) -> tuple[Any, Any]:
-            figure, own_figure = kernel.call(program.noted, (lane, data), (flags.lane, flags.data), carried=1)
-            return lax.fori_loop(0, form.every, step, lane), kernel.spread(figure, own_figure, own(own_figure))
+            seen, own_seen = kernel.call(figure, (lane, data), (flags.lane, flags.data), carried=1)
+            return lax.fori_loop(0, form.every, step, lane), kernel.spread(seen, own_seen, own(own_seen))
 
         lane, rows = lax.scan(row, lane, None, length=form.steps // form.every + 1)
         out, out_flags = history.stacked(kernel, history.Noted(lane, rows), history.Noted(flags.lane, None))
