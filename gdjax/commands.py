@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gdjax.console import bad_input_told, errors, output
+from gdjax.sweep_command import sweep
 
 app = typer.Typer(
     name="gdjax",
@@ -225,6 +226,9 @@ def solve(
     print_whereabouts(output, out, plot, len(labels))
     if (result.status == Status.DIVERGED).any():
         raise typer.Exit(1)
+
+
+app.command()(sweep)
 
 
 @app.command()
