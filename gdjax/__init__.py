@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gdjax import host, kernel, over, plot, reference, stop
+    from gdjax import distributed, host, kernel, over, plot, reference, stop
     from gdjax.batch import random_weights
     from gdjax.device import DeviceInfo, devices, select_device
     from gdjax.minimize import minimize
@@ -30,6 +30,7 @@ __all__ = [
     "SweepResult",
     "__version__",
     "devices",
+    "distributed",
     "host",
     "kernel",
     "minimize",
@@ -44,7 +45,7 @@ __all__ = [
     "verify",
 ]
 
-_MODULES = frozenset({"host", "kernel", "over", "plot", "reference", "stop"})
+_MODULES = frozenset({"distributed", "host", "kernel", "over", "plot", "reference", "stop"})
 _HOMES = {
     "DeviceInfo": "device",
     "Plan": "plan",
