@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from gdjax import batch
-from gdjax.engine.lanes import MAX_TERMS
+from gdjax.engine.evaluator import MAX_TERMS
 from gdjax.over import Axis
 from gdjax.plan import VECTOR
 from gdjax.rules import is_pair
