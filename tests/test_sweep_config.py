@@ -61,8 +61,9 @@ def call(*arguments, status=0):
 
 
 def test_folds_of_a_ridge_regression_against_the_closed_form(written, tmp_path):
-    result = call(written())
+    result = call(written(), "--plot", tmp_path / "runs.png")
     assert "20 runs:" in result.stdout
+    assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
     runs = read_table(tmp_path / "runs.csv", ["learning_rate", "fold", "status", "held_out", "weights.year"])
     rates, numbers = np.array(runs["learning_rate"].to_pylist(), float), np.array(runs["fold"].to_pylist(), int)
     held_out = np.array(runs["held_out"].to_pylist(), float)

@@ -136,6 +136,15 @@ def test_labels_that_are_words_and_axes_of_several_names():
         result.sel(t="middle")
 
 
+def test_pictures_of_grids_and_of_draws(result):
+    """A grid over the axis of floating point labels; draws as points over the parameters they set."""
+    assert result.plot(over="learning_rate").axes[-1].get_xlabel() == "learning_rate"
+    draw = over.draws(6, x=over.uniform(1, 2), learning_rate=over.log_uniform(0.01, 0.1))
+    drawn = gdjax.sweep(squared, np.float32(1), over={"draw": draw, "t": [1.0, 2.0]}, steps=2)
+    labels = {axes.get_xlabel() for axes in drawn.plot().axes} | {axes.get_ylabel() for axes in drawn.plot().axes}
+    assert labels >= {"x", "learning_rate"}
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet", "npz"])
 def test_a_table_has_a_row_per_run(result, ending, tmp_path):
     path = tmp_path / f"runs.{ending}"
