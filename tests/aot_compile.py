@@ -219,7 +219,7 @@ def losses(names: list[tuple[str, str]]) -> dict[str, str]:
         for platform in DEVICES:
             why = registers.unfit(Program(problem.loss, rule, None), batch)
             if not why:
-                with jax.enable_x64(name == "network"):  # kernels of 32 bits, whatever the flag says
+                with jax.enable_x64(rule_name == "momentum"):  # kernels of 32 bits, whatever the flag says
                     descent(platform, problem.loss, inputs, flags, rule, "registers")
             out[f"{platform}, {name}, {rule_name}"] = why
     return out
