@@ -32,6 +32,11 @@ class DeviceInfo:
         memory_bytes: its memory in bytes, None where it does not say.
         count: how many devices of this platform there are.
         device: the `jax.Device`.
+
+    >>> import gdjax
+    >>> host = gdjax.devices()[-1]
+    >>> host.name.partition(":")[0], host.platform, str(host.device.platform)
+    ('cpu', 'cpu', 'cpu')
     """
 
     name: str

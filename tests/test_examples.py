@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from pathlib import Path
 
 import jax
 import pytest
@@ -17,10 +18,22 @@ def shown(text):
     return [line.strip() for line in below.splitlines()[1:] if line.strip()]
 
 
+def examples_doc(name):
+    return importlib.import_module(f"gdjax.examples.{name}").__doc__
+
+
 def test_there_are_five_and_the_package_names_them():
     assert len(NAMES) == 5
     for name in NAMES:
         assert f"`{name}` (" in examples.__doc__
+
+
+def test_the_readme_shows_one_and_links_all():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    _, _, below = readme.partition("python -m gdjax.examples.rate_sweep rates.png\n```\n\n```text\n")
+    assert below.partition("\n```")[0].splitlines() == shown(examples_doc("rate_sweep"))
+    for name in NAMES:
+        assert f"gdjax/examples/{name}.py" in readme
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,7 +43,7 @@ def test_an_example_prints_what_its_docstring_shows(name, capsys, tmp_path, monk
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # a reader's settings
         examples.run(module.main)
     printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert printed == shown(module.__doc__)
+    assert printed == shown(examples_doc(name))
     assert "False" not in " ".join(printed)
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
