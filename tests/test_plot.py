@@ -163,6 +163,16 @@ def test_rates_at_which_over_half_diverge_are_hatched_and_have_no_median():
     np.testing.assert_allclose(shares, [1, 1, 0.6, 0.4, 0, 0, 0.4, 0.6])
 
 
+def test_a_loss_that_runs_away_without_overflowing_leaves_the_picture():
+    final = np.array([0.4, 0.25, 0.25, 1e30])[:, None] * np.linspace(1, 1.1, 5)
+    axes = plot.final_loss({"rate": RATES, "seed": range(5)}, final).axes[0]
+    assert axes.get_ylim()[1] < 2
+    np.testing.assert_array_equal(line(axes, "median"), final[:, 2])
+    figure = plot.final_loss({"rate": RATES, "momentum": RATES}, np.full((4, 4), 0.25) + np.diag([0, 0.1, 1e30, 1e40]))
+    norm = figure.axes[0].collections[0].norm
+    assert norm.vmax < 1e4
+
+
 def test_the_status_says_what_diverged():
     status = np.array([1, 1, 0, 2])  # the last finite weights may have a finite loss
     figure = plot.final_loss({"rate": RATES}, [1.0, 1.0, 1.0, 0.1], status)
