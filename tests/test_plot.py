@@ -103,6 +103,9 @@ def test_a_solution_brings_its_record():
         ({"steps": [0, 1]}, r"steps has shape \(2,\), record \(21, 5\)"),
         ({"final": [0, 1]}, r"final has shape \(2,\)"),
         ({"status": [0, 1]}, r"status has shape \(2,\)"),
+        ({"record": {"loss": losses()}}, "record holds several figures"),
+        ({"steps": [0, 1, 2, 3, np.nan]}, "steps has entries that are not finite"),
+        ({"problems": 3}, "problems=3; pass a list"),
         ({"problems": [21]}, "problems has 21; there are problems 0 to 20"),
         ({"problems": range(9)}, "holds up to 6"),
         ({"problems": [1], "names": ["a", "b"]}, "names has 2 entries, 1 problems"),
@@ -227,6 +230,9 @@ def test_random_draws_are_points():
     [
         ({"loss": np.ones((4, 3))}, r"loss has shape \(4, 3\), axes has rate 4, seed 5; pass loss as \(4, 5\)"),
         ({"axes": {}}, "axes is empty"),
+        ({"axes": [RATES]}, "axes is a list"),
+        ({"axes": {"rate": 0.1, "seed": range(5)}}, r"axes\['rate'\] is 0.1, without a length"),
+        ({"over": 0}, "over names 0; the axes are rate, seed"),
         ({"over": "rat"}, "over names 'rat'; the axes are rate, seed"),
         ({"over": ["rate", "rate"]}, "two different ones"),
         ({"over": []}, "over has 0 names"),
@@ -345,7 +351,9 @@ def test_paths_that_are_none_are_told(weights):
         plot.descent(reference.squared_loss, weights, (2.0, 4.0))
 
 
-def test_what_is_wrong_with_a_loss_is_told():
+def test_what_is_wrong_with_a_loss_or_its_data_is_told():
+    with pytest.raises(ValueError, match="data is a float; pass a tuple"):
+        plot.descent(reference.squared_loss, [1.0, 2.0], 2.0)
     with pytest.raises(ValueError, match="return a scalar"):
         plot.descent(lambda w, x: w * x, [1.0, 2.0], (np.ones(3),))
     with pytest.raises(ZeroDivisionError):

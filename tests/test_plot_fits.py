@@ -120,7 +120,7 @@ def test_a_group_without_rows_leaves_its_panel_empty():
         ({"labels": ["one"]}, "labels has 1 entries; pass 2"),
         ({"input_names": ["a", "b"]}, "input_names has 2 entries; pass 1"),
         ({"status": [1, 7]}, "status has numbers that are no gdjax.Status"),
-        ({"target": ["a"] * 24}, "target is list without numbers"),
+        ({"target": ["a"] * 24}, "target is a list that does not hold numbers"),
     ],
 )
 def test_what_does_not_fit_is_told(changes, told):
