@@ -174,7 +174,8 @@ def _line(axes: "Axes", picture: Picture, group: int, dots: dict[str, Any]) -> N
     drawn = _some(np.arange(len(x)))
     axes.plot(x[drawn], t[drawn], zorder=2, **dots)
     reach = np.linspace(x.min(), x.max(), 100) if x.max() > x.min() else x[:1] + np.array([-0.5, 0.5])
-    curve = picture.response(reach * picture.weights[group, 0] + picture.intercept[group])
+    with np.errstate(all="ignore"):  # of a fit that diverged
+        curve = picture.response(reach * picture.weights[group, 0] + picture.intercept[group])
     good = picture.good[group]
     if not good:  # a line that ran away must not take the scale with it
         room = 0.5 * (t.max() - t.min()) or 1.0
