@@ -37,6 +37,9 @@ from gdjax.solution import Solution, State
 DEVICE = "traced"
 """What a solution gives for its device where the surrounding program decides on it."""
 
+TILE_BYTES, MOST_LANES = 512 * 1024, 4096
+"""Size of a tile under vmap, and problems in any tile: smaller ones cost calls, larger ones leave the cache."""
+
 
 def wanted(program: Program, batch: Batch, state: State | None) -> bool:
     """Whether a batch, or what its functions close over, is being traced."""
@@ -205,13 +208,22 @@ def compiled(form: Form) -> Callable[[Arrays], tuple[Any, Plan]]:
 
 
 def chosen(form: Form, batch: Batch) -> Plan:
-    """In lanes where the problem has a lane form, as outside."""
+    """In lanes where the problem has a lane form and the caller's compiler can be expected to serve it well.
+
+    On a CPU it splits operations on tiles beyond the fastest cache over its threads, at every step; sessions switch
+    that off, here it is not ours to say. Larger problems run under vmap then.
+    """
     flags = own(batch.weights), batch.data_flags, batch.hyper_flags
     kind, device = plans.kind_of((batch.weights, batch.data, batch.hyper), flags), dev.select_device("auto")
     refused, _ = lane_form(form.program, batch)
-    if refused is not None and (form.plan is None or form.plan.kernel == "lanes"):
-        return plans.fallback(kind, device, form.count, refused)
-    return form.plan or plans.refill(kind, device, form.count)
+    if form.plan is not None and not (refused and form.plan.kernel == "lanes"):
+        return form.plan
+    if not dev.is_host(device):
+        return plans.fallback(kind, device, form.count, refused) if refused else plans.refill(kind, device, form.count)
+    if refused is None and kind.bytes * VECTOR <= plans.CACHE_BYTES:
+        return Plan("lanes", plans.power_below(plans.CACHE_BYTES / kind.bytes, VECTOR, MOST_LANES))
+    reason = refused or "a tile of lanes is larger than the fastest cache"
+    return Plan("vmap", plans.power_below(TILE_BYTES / kind.bytes, VECTOR, MOST_LANES), reason=reason)
 
 
 def tiles(form: Form, plan: Plan, flags: Arrays, arrays: Arrays) -> tuple[refill.Ended, Any]:
@@ -229,10 +241,16 @@ def tiles(form: Form, plan: Plan, flags: Arrays, arrays: Arrays) -> tuple[refill
         return jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1), mode="edge") if flag and missing else leaf
 
     kernel = KERNELS[plan.kernel](size)
-    kernel.zero = lax.optimization_barrier(jnp.float32(-0.0))
+    kernel.zero = negative_zero(arrays.weights)
     run = functools.partial(one_tile, kernel, form, flags)
     out = over_tiles(run, size, number, jax.tree.map(padded, arrays, flags), flags, number)
     return jax.tree.map(lambda leaf: leaf[: form.count], out) if missing else out
+
+
+def negative_zero(weights: Any) -> Any:
+    """A −0.0 that the compiler does not know: it hangs on a weight (which, were it NaN, would make it 0.0)."""
+    first = next(leaf for leaf in jax.tree.leaves(weights) if leaf.size)
+    return jnp.where(jnp.isnan(first[(0,) * first.ndim]), jnp.float32(0.0), jnp.float32(-0.0))
 
 
 def one_tile(kernel: Any, form: Form, flags: Arrays, piece: Arrays) -> tuple[Any, Any]:
