@@ -216,7 +216,7 @@ def program_digest(program: Program, batch: Batch) -> str:
 
     def noted(function: Callable[..., Any], *shapes: Any) -> Any:
         closed, out = jax.make_jaxpr(function, return_shape=True)(*shapes)
-        digest.update(re.sub(r"0x[0-9a-f]+", "", str(closed)).encode())
+        digest.update(re.sub(r"0x[0-9a-f]+", "", closed.pretty_print(use_color=False)).encode())
         digest.update(sources.digest_of(np.asarray(constant) for constant in closed.consts).encode())
         return out
 

@@ -94,7 +94,7 @@ def open_fit_job(
     ends = np.append(starts, grouped.rows)
     rows = jax.ShapeDtypeStruct((3,), np.float32)
     parameter = () if options.get("loss") != "huber" else (rows,)
-    jaxpr = str(jax.make_jaxpr(chosen.elementwise)(rows, rows, *parameter)).encode()
+    jaxpr = jax.make_jaxpr(chosen.elementwise)(rows, rows, *parameter).pretty_print(use_color=False).encode()
     told = {key: str(value) for key, value in sorted(options.items()) if key not in ("device", "names", "optimizer")}
     optimizer = options.get("optimizer")
     about = versions(device[0]) | {

@@ -19,9 +19,9 @@ from gdjax.distributed import Launch, launched
 TESTS = pathlib.Path(__file__).parent
 
 
-def start(*arguments, **environment):
+def start(*arguments, command=(TESTS / "process.py",), **environment):
     """A process of its own, warnings being errors."""
-    command = [sys.executable, "-W", "error", str(TESTS / "process.py"), *map(str, arguments)]
+    command = [sys.executable, "-W", "error", *map(str, (*command, *arguments))]
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), **environment}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -95,10 +95,31 @@ def test_one_is_killed_the_other_finishes_and_is_told_a_rerun_completes(source, 
     others = [f"part-{number:08d}.parquet" for number in range(1 - dies, 21, 2)]
     assert set(others) <= set(before)
     assert all(expected[name] == content for name, content in before.items())
-    again = [start(*arguments[:3], free_port(), 2, number) for number in range(2)] if dies else None
-    again = again or [start(*arguments[:3])]
+    port = free_port()
+    again = [start(*arguments[:3], port, 2, number) for number in range(2)] if dies else [start(*arguments[:3])]
     assert [code for code, _ in ended(*again)] == [0] * len(again)
     assert files(tmp_path / "both") == expected
+
+
+def test_gdjax_solve_under_mpirun(tmp_path):
+    """In the environment of Open MPI 5, of which JAX knows nothing: one table, one answer, told once."""
+    table = pathlib.Path(gdjax.__file__).parent / "data" / "gapminder.csv"
+    columns = "--group", "country", "--inputs", "year", "--target", "lifeExp"
+
+    def solve(out, *more, **environment):
+        return start(table, *columns, *more, "--out", tmp_path / out, command=("-m", "gdjax", "solve"), **environment)
+
+    run = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": f"test-{os.getpid()}"}
+    both = [solve("both.csv", **run, OMPI_COMM_WORLD_RANK=str(rank)) for rank in range(2)]
+    (first, told), (second, untold) = ended(*both)
+    assert (first, second) == (0, 0)
+    assert "142 models: 142 converged" in told
+    assert "of each of 2 processes" in " ".join(told.split())
+    assert untold == ""
+    ((code, _),) = ended(solve("one.csv", "--stream"))
+    assert code == 0
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "both.csv").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both.csv", "one.csv"]
 
 
 def test_arrays_over_two_processes(tmp_path):
