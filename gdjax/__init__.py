@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gdjax import host, kernel, plot, reference, stop
+    from gdjax import distributed, host, kernel, plot, reference, stop
     from gdjax.batch import random_weights
     from gdjax.device import DeviceInfo, devices, select_device
     from gdjax.minimize import minimize
@@ -27,6 +27,7 @@ __all__ = [
     "StreamSolution",
     "__version__",
     "devices",
+    "distributed",
     "host",
     "kernel",
     "minimize",
@@ -39,7 +40,7 @@ __all__ = [
     "verify",
 ]
 
-_MODULES = frozenset({"host", "kernel", "plot", "reference", "stop"})
+_MODULES = frozenset({"distributed", "host", "kernel", "plot", "reference", "stop"})
 _HOMES = {
     "DeviceInfo": "device",
     "Plan": "plan",

@@ -1,5 +1,6 @@
 """Several processes on one machine: the bits of one process, whoever dies; and how they find each other."""
 
+import csv
 import os
 import pathlib
 import socket
@@ -116,10 +117,11 @@ def test_gdjax_solve_under_mpirun(tmp_path):
     assert "142 models: 142 converged" in told
     assert "of each of 2 processes" in " ".join(told.split())
     assert untold == ""
-    ((code, _),) = ended(solve("one.csv", "--stream"))
-    assert code == 0
-    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "both.csv").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["both.csv", "one.csv"]
+    assert [path.name for path in tmp_path.iterdir()] == ["both.csv"]
+    rows, found = (list(csv.DictReader(p.read_text("utf-8").splitlines())) for p in (table, tmp_path / "both.csv"))
+    for model in found:
+        own = [(float(row["year"]), float(row["lifeExp"])) for row in rows if row["country"] == model["country"]]
+        assert float(model["year"]) == pytest.approx(np.polyfit(*np.transpose(own), 1)[0], rel=1e-8)
 
 
 def test_arrays_over_two_processes(tmp_path):
@@ -177,7 +179,7 @@ def test_launchers_are_noticed():
     ],
 )
 def test_launches_that_do_not_fit(arguments, environment, fragment):
-    with pytest.raises(ValueError, match="") as error:
+    with pytest.raises(ValueError) as error:
         launched(*arguments, environment=environment)
     assert fragment in str(error.value)
 
