@@ -204,6 +204,8 @@ def cast(array: Any, dtype: Any) -> Any:
     """The array in another dtype, rounded as NumPy does; one that lies in shards stays where it lies."""
     if not in_shards(array):
         return np.asarray(array).astype(dtype, copy=False)
+    if array.dtype == dtype:
+        return array
     with jax.enable_x64(True):
         pieces = [jax.device_put(np.asarray(s.data).astype(dtype), s.device) for s in array.addressable_shards]
         return jax.make_array_from_single_device_arrays(array.shape, array.sharding, pieces)
