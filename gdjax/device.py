@@ -5,6 +5,7 @@ No other module names a platform: what depends on one is a question answered her
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -186,6 +187,13 @@ def own_devices(chosen: list[jax.Device]) -> list[jax.Device]:
             "device='auto': each process runs the problems it holds"
         )
     return chosen
+
+
+def without_mesh() -> contextlib.AbstractContextManager[Any]:
+    """Sets aside the mesh that `jax.set_mesh` has set: under it, nothing can be compiled for one device."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
 
 
 def in_shards(array: Any) -> bool:

@@ -112,7 +112,8 @@ def minimize(
         return whole(traced.solve(program, batch, count, every, chosen, resume), frame)
     layout = layout_of(batch, device)
     devices = layout.devices if layout else dev.own_devices(dev.select_devices(device))
-    with traced.apart(), jax.enable_x64(batch.x64 or jax.config.jax_enable_x64):  # type: ignore[attr-defined]
+    x64 = batch.x64 or jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    with traced.apart(), dev.without_mesh(), jax.enable_x64(x64):
         check_resume(resume, program, batch.count)
         session = SESSIONS.get(program, batch, devices)
         with watching(layout.held if layout else batch.count, callback, progress) as watch:

@@ -78,8 +78,17 @@ class Layout:
 
 
 def shards(leaf: Any) -> Sequence[Any]:
-    """The shards of an array that lie with this process; none of one that is in one place."""
-    return leaf.addressable_shards if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1 else []
+    """The shards of a JAX array that lie with this process."""
+    return leaf.addressable_shards if isinstance(leaf, jax.Array) else ()
+
+
+def leads(leaf: Any) -> bool:
+    """Whether an array says where its problems are to run: it is cut along some axis, if only into one piece."""
+    if not isinstance(leaf, jax.Array):
+        return False
+    if isinstance(leaf.sharding, NamedSharding) and len(leaf.sharding.device_set) == 1:
+        return leaf.sharding.spec[:1] not in ((), (None,))
+    return not leaf.is_fully_replicated
 
 
 def range_of(index: tuple[slice, ...], shape: tuple[int, ...]) -> Range | None:
@@ -98,7 +107,7 @@ def layout_of(batch: Batch, device: Any) -> Layout | None:
     """
     found = None
     for name, leaf in own_leaves(batch):
-        if found is None and shards(leaf) and not leaf.is_fully_replicated:
+        if found is None and leads(leaf):
             found = followed(leaf, device)
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             check_global(name, leaf, found, device)

@@ -264,3 +264,24 @@ def test_data_with_problems_on_another_axis():
     out = gdjax.minimize(loss, shard(w), (shard(x, P(None, "problems")),), in_axes=1, learning_rate=0.1, steps=5)
     assert same_bits(answers(out), answers(expected))
     assert len(out.loss.sharding.device_set) == 8
+
+
+def test_under_a_mesh_that_jax_has_set():
+    way = Way("squared")
+    expected = answers(way.solve(device="cpu"))
+    mesh = jax.make_mesh((8,), ("problems",))
+    with jax.set_mesh(mesh):
+        assert same_bits(answers(way.solve()), expected)
+        out = way.solve(lambda leaf: shard(leaf, mesh=mesh))
+    assert same_bits(answers(out), expected)
+    assert out.weights.sharding == NamedSharding(mesh, P("problems"))
+
+
+def test_a_mesh_of_one_device_is_a_mesh():
+    """What is written for eight devices means the same on one."""
+    way = Way("squared")
+    mesh = Mesh(np.array(CPUS[3:4]), ("problems",))
+    out = way.solve(lambda leaf: shard(leaf, mesh=mesh))
+    assert same_bits(answers(out), answers(way.solve(device="cpu")))
+    assert out.weights.sharding == NamedSharding(mesh, P("problems"))
+    assert out.device == "cpu:3"
