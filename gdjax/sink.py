@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gdjax import team
 from gdjax.files import replacing, sync_folder
 from gdjax.formats import TableError
 from gdjax.table import write_joined
@@ -120,7 +121,8 @@ class Sink:
 
     def clear(self) -> None:
         """Remove what was kept for the run's own use."""
-        shutil.rmtree(self.folder / STAGED, ignore_errors=True)
+        for name in (STAGED, team.FOLDER):  # the latter where all processes of a run were killed
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         sweep(self.folder, ".")
 
     def remove(self) -> None:

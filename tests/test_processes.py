@@ -96,6 +96,7 @@ def test_one_is_killed_the_other_finishes_and_is_told_a_rerun_completes(source, 
     others = [f"part-{number:08d}.parquet" for number in range(1 - dies, 21, 2)]
     assert set(others) <= set(before)
     assert all(expected[name] == content for name, content in before.items())
+    (tmp_path / "both" / team.FOLDER).mkdir()  # as it stays when all processes are killed
     port = free_port()
     again = [start(*arguments[:3], port, 2, number) for number in range(2)] if dies else [start(*arguments[:3])]
     assert [code for code, _ in ended(*again)] == [0] * len(again)
