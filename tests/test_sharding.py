@@ -235,6 +235,7 @@ def test_a_callback_hears_of_all_shards_and_ends_them_alike(rule):
     taken = early.state.total
     assert 0 < taken < 20_000
     assert set(np.asarray(early.steps)) == {taken}
+    assert early.summary()["STOPPED"] == 1000
     on = way.solve(shard, early.weights, steps=20_000 - taken, resume=early.state, stop=None)
     assert same_bits(answers(on), answers(way.solve(device="cpu", steps=20_000, stop=None)))
 
@@ -267,14 +268,16 @@ def test_data_with_problems_on_another_axis():
 
 
 def test_under_a_mesh_that_jax_has_set():
-    way = Way("squared")
-    expected = answers(way.solve(device="cpu"))
+    w = np.linspace(-1, 1, 1000, dtype=np.float32)
+    loss = lambda w, x: (w - x) ** 2  # noqa: E731
     mesh = jax.make_mesh((8,), ("problems",))
+    placed = shard(w, mesh=mesh)
     with jax.set_mesh(mesh):
-        assert same_bits(answers(way.solve()), expected)
-        out = way.solve(lambda leaf: shard(leaf, mesh=mesh))
-    assert same_bits(answers(out), expected)
-    assert out.weights.sharding == NamedSharding(mesh, P("problems"))
+        alone = gdjax.minimize(loss, w, (2 * w,), learning_rate=0.1, steps=5)
+        out = gdjax.minimize(loss, placed, (2 * w,), learning_rate=0.1, steps=5)
+    assert same_bits(answers(out), answers(alone))
+    assert out.weights.sharding == placed.sharding
+    assert alone.device == "cpu:0"
 
 
 def test_a_mesh_of_one_device_is_a_mesh():
