@@ -23,6 +23,13 @@ def test_the_median_is_the_median_problems_loss():
     np.testing.assert_array_equal(axes.lines[0].get_xdata(), [0, 10, 20, 30, 40])
 
 
+def test_the_start_is_shown_however_far_the_losses_fall():
+    fallen = np.maximum(losses(21, 200), 1e-13)
+    assert plot.loss_over_steps(fallen).axes[0].get_ylim()[1] > 20
+    fallen[:5, 1:] *= 10.0 ** np.arange(199)  # running away
+    assert 20 < plot.loss_over_steps(fallen).axes[0].get_ylim()[1] < 1e4
+
+
 def test_a_problem_that_ended_keeps_its_final_loss():
     ended = losses()
     ended[5:, 2:] = np.nan  # the median problem among them

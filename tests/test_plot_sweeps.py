@@ -18,6 +18,22 @@ def test_the_line_is_the_median_over_the_rest_and_the_best_is_named():
     assert note(axes) == "5 problems each: seed"
 
 
+def test_the_loss_of_small_rates_is_shown_however_far_the_others_fall():
+    final = np.r_[10.0, 1.0, np.full(10, 1e-13), np.inf]
+    axes = plot.final_loss({"rate": np.geomspace(0.001, 1, 13)}, final).axes[0]
+    assert axes.get_ylim()[1] > 10
+
+
+def test_a_loss_of_zero_is_best_and_marked_on_the_frame(tmp_path):
+    figure = plot.final_loss({"rate": RATES}, [1.0, 1e-3, 0.0, np.inf])
+    axes = figure.axes[0]
+    assert axes.get_yscale() == "log"
+    (star,) = (one for one in axes.lines if one.get_marker() == "*")
+    assert star.get_ydata() == axes.get_ylim()[0]
+    assert "best: 0.1, 0" in legend(figure)
+    assert written(figure, tmp_path)
+
+
 def test_an_axis_is_drawn_in_ascending_order():
     axes = plot.final_loss({"rate": RATES[::-1]}, [4.0, 3.0, 2.0, 1.0]).axes[0]
     np.testing.assert_array_equal(axes.lines[0].get_xdata(), RATES)
@@ -45,7 +61,7 @@ def test_a_loss_that_runs_away_without_overflowing_leaves_the_picture():
     np.testing.assert_array_equal(line(axes, "median"), final[:, 2])
     figure = plot.final_loss({"rate": RATES, "momentum": RATES}, np.full((4, 4), 0.25) + np.diag([0, 0.1, 1e30, 1e40]))
     norm = figure.axes[0].collections[0].norm
-    assert norm.vmax < 1e4
+    assert norm.vmax < 1e6
 
 
 def test_the_status_says_what_diverged():

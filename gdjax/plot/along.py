@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BANDS = ((0.05, 0.95, 0.18), (0.25, 0.75, 0.35))
-_RUNAWAY = 100  # times the loss of steps too short is a loss that has run away
+_RUNAWAY = 100  # times the loss of steps too short, a loss has run away
 _DOTTED = 40  # values up to this number get a dot each
 _LOOKS: dict[Status, dict[str, Any]] = {
     Status.CONVERGED: {"color": style.BLUE},
@@ -37,7 +37,8 @@ def line(
     if not np.isfinite(worth).any():
         handles = lost
         top.set_yticks([])
-    style.scale(top, _shown(worth))
+    shown, whole = _shown(worth)
+    style.scale(top, shown, whole=whole)
     handles += _best(top, axis, worth)
     top.set_ylabel(style.plain(label))
     style.tidy(top)
@@ -50,21 +51,20 @@ def line(
     style.legend_below(figure, handles)
 
 
-def _shown(worth: np.ndarray) -> np.ndarray:
-    """The losses that the scale is made for.
+def _shown(worth: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The losses that the scale is made for, and whether it must show the whole of them.
 
-    On one side of the best value steps grow too short, and the loss there stays below where it started; on the other
-    they grow too long and it runs away, be it without overflowing. What is far above the lower side leaves the picture.
+    Before the best value steps are too short, and the loss stays below where it started. Beyond it they are too long,
+    and the loss may run away without overflowing: what is far above the side of short steps leaves the picture.
     """
     quantiles = np.array([quantile(worth.T, share) for share in (0.05, 0.5, 0.95)])
     median = quantiles[1]
     best = int(np.argmin(median))
-    sides = [side[np.isfinite(side)].max(initial=-np.inf) for side in (median[:best], median[best + 1 :])]
-    lower, higher = sorted(sides)
-    if 0 < lower and higher > _RUNAWAY * lower:
-        top = quantiles[2][median <= lower].max()
-        return np.minimum(quantiles, 2 * (lower if np.isinf(top) else top))
-    return quantiles
+    quantiles = np.where(np.isfinite(quantiles), quantiles, np.nan)  # out of the picture anyhow
+    short = median[:best].max(initial=0.0)
+    if 0 < short < np.nanmax(quantiles, initial=0.0) / _RUNAWAY:
+        return np.minimum(quantiles, 2 * max(short, min(np.nanmax(quantiles[2, :best], initial=0.0), 10 * short))), True
+    return quantiles, best > 0  # with the best in front, all that rises may be running away
 
 
 def _median(axes: "Axes", axis: Axis, worth: np.ndarray) -> list[Any]:

@@ -77,7 +77,12 @@ def loss_over_steps(
     others = [] if few else [i for i in np.flatnonzero(diverged) if i not in alone][:_DIVERGED]
     handles += _runaways(axes, steps, losses[others])
     shown = kept[alone][~diverged[alone]] if few else kept[~diverged]
-    style.scale(axes, shown if len(shown) else losses[alone + others], 5.0 if diverged.any() else 1.0)
+    style.scale(
+        axes,
+        _below_runaways(shown if len(shown) else losses[alone + others]),
+        5.0 if diverged.any() else 1.0,
+        whole=True,
+    )
     axes.set(xlabel="step", ylabel="loss")
     axes.margins(x=0.02)
     if len(steps) > 1:
@@ -154,6 +159,12 @@ def _quantiles(axes: "Axes", steps: np.ndarray, losses: np.ndarray) -> list[Any]
     median = quantile(losses, 0.5)
     handles += axes.plot(steps, median, color=style.BLUE, linewidth=2, marker=dots, markersize=3.5, label="median")
     return [handles[-1], *handles[-2::-1]]
+
+
+def _below_runaways(losses: np.ndarray) -> np.ndarray:
+    """Losses for the scale to show: those far above every start are running away, and do."""
+    start = losses[:, 0][np.isfinite(losses[:, 0])].max(initial=-np.inf)
+    return np.minimum(losses, start + 9 * (abs(start) or 1.0)) if np.isfinite(start) else losses
 
 
 def _marker(steps: np.ndarray) -> str:

@@ -123,7 +123,7 @@ def plain(text: str) -> str:
 
 
 def star(axes: "Axes", x: float, y: float, told: str, raised: float = 0.0) -> list[Any]:
-    """Mark the best, `raised` by so many points."""
+    """Mark the best, `raised` by so many points; on the frame where it lies below, as 0 does on a logarithmic scale."""
     from matplotlib.lines import Line2D
     from matplotlib.transforms import ScaledTranslation
 
@@ -131,6 +131,7 @@ def star(axes: "Axes", x: float, y: float, told: str, raised: float = 0.0) -> li
     look |= {"markerfacecolor": "white", "markeredgecolor": "black"}
     scale = axes.get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
     lift = ScaledTranslation(0, raised / 72, scale)
+    y = max(y, axes.get_ylim()[0])
     axes.plot([x], [y], transform=axes.transData + lift, clip_on=False, zorder=4, **look)
     return [Line2D([], [], label=plain(f"best: {told}"), **look)]
 
@@ -141,11 +142,11 @@ def spans_decades(values: np.ndarray, factor: float = 50.0) -> bool:
     return bool(len(positive) and not (values < 0).any() and positive.max() > factor * positive.min())
 
 
-def reach(values: np.ndarray) -> tuple[float, float, bool, bool]:
+def reach(values: np.ndarray, whole: bool = False) -> tuple[float, float, bool, bool]:
     """What a scale should show of these values: low end, high end, whether logarithmic, whether it leaves some out.
 
-    Losses that run away without having overflowed yet lie many decades above the rest: a logarithmic scale ends as far
-    above the median as it begins below it.
+    Losses that run away without having overflowed yet lie many decades above the rest: unless the `whole` is to be
+    shown, a logarithmic scale ends as far above the median as it begins below it, six decades at least.
     """
     finite = values[np.isfinite(values)]
     if not len(finite):
@@ -155,13 +156,13 @@ def reach(values: np.ndarray) -> tuple[float, float, bool, bool]:
     low, median, high = finite.min(), np.median(finite), finite.max()
     if not log:
         return float(low), float(high), False, False
-    cap = min(float(median) * max(float(median) / float(low), 1e3), _HUGE)
+    cap = _HUGE if whole else min(float(median) * max(float(median) / float(low), 1e6), _HUGE)
     return max(float(low), 1 / _HUGE), min(float(high), cap), True, bool(high > cap)
 
 
-def scale(axes: "Axes", values: np.ndarray, above: float = 1.0) -> None:
+def scale(axes: "Axes", values: np.ndarray, above: float = 1.0, whole: bool = False) -> None:
     """Set the y axis to show these values, with a little room below and `above` times as much above."""
-    low, high, log, _ = reach(values)
+    low, high, log, _ = reach(values, whole)
     if log:
         axes.set_yscale("log")
         if high < 100 * low:
