@@ -88,17 +88,18 @@ class Registers:
         kind: Kind,
         fusable: int,
         plain: Callable[[], Block],
+        under: Callable[[Plan, int], Plan],
     ) -> Block | None:
         """The compiled kernel that takes the place of `tile`; None where there is none to be trusted.
 
-        `plain` is the block that it is compared with.
+        `plain` is the block that it is compared with; `under` makes a plan smaller where memory is too small for it.
         """
         from gdjax.engine import registers
         from gdjax.engine.evaluator import UnsupportedError
         from gdjax.engine.targets import TARGETS
 
         target = TARGETS[str(self.target)]
-        plan = plan or plans.registers(kind, target.lanes, count, fusable)
+        plan = under(plan or plans.registers(kind, target.lanes, count, fusable), kind.bytes)
         plan = dataclasses.replace(plan, tile=-(-plan.tile // target.lanes) * target.lanes, tiles=1)
         plan = dataclasses.replace(plan, chunk=min(plan.chunk, fusable if kind.elementwise else 1))
         key = (tile, plan, jax.tree.structure(inputs), tuple(jax.tree.leaves(flags)))
