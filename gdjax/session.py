@@ -333,8 +333,8 @@ class Session:
             with self.lock:
                 kind = plans.kind_of(inputs, flags)
                 fusable = self.fusable if self.refused is None else 1
-                under = self.ceiling.under
-                made = self.registers.block(tile, inputs, flags, self.share(count), plan, kind, fusable, plain, under)
+                problems, ceiling = self.share(count), self.ceiling
+                made = self.registers.block(tile, inputs, flags, problems, plan, kind, fusable, plain, ceiling)
             if made is not None:
                 return made if self.seat is None else made.on(self.seat)
         in_registers = plan is not None and plan.kernel == "registers"
@@ -404,7 +404,7 @@ class Sessions:
     def compiled(self, key: Key, devices: Sequence[jax.Device]) -> bool:
         """Whether programs of this kind of problem have been compiled for these devices."""
         session = self.kept.get((key, tuple(devices)))
-        return session is not None and bool(session.blocks)
+        return session is not None and bool(session.blocks or session.registers.blocks)
 
 
 SESSIONS = Sessions()

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from gdjax import device as dev
-from gdjax import dispatch, session
+from gdjax import dispatch, session, trust
 from gdjax.cost import Calibration, Pace
 from gdjax.engine import feed
 
@@ -71,5 +71,6 @@ def full_device(monkeypatch: pytest.MonkeyPatch, most: float) -> Iterator[Full]:
 
     with monkeypatch.context() as patched:
         patched.setattr(session, "compile_block", compile_block)
+        patched.setattr(trust, "compile_block", compile_block)
         patched.setattr(session.SESSIONS, "kept", collections.OrderedDict())
         yield device

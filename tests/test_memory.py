@@ -1,6 +1,7 @@
 """Memory: what does not fit runs in smaller calls, with the same bits, and no more is held than is said."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -79,7 +80,7 @@ def test_what_was_done_before_the_memory_ran_out_is_kept(monkeypatch, where):
         assert same_bits(answers(out), expected)
         assert full.ran.count(512) == 4
         assert full.ran.count(256) < 2 * -(-COUNT // 512)  # not from the beginning again
-        assert out.plan == Plan("lanes", tile=64, tiles=4, chunk=1)
+        assert (out.plan.tile, out.plan.tiles) == (64, 4)
 
 
 def test_several_devices_go_on_together(monkeypatch):
@@ -99,6 +100,19 @@ def test_shards_go_on_each_for_itself(monkeypatch):
         out = gdjax.minimize(squared_loss, w, (x, t), learning_rate=RATES, steps=40, plan=plan)
         assert full.refused
     assert same_bits(answers(out), answers(solve(plan=plan)))
+
+
+@pytest.mark.parametrize("rule", [None, RULE], ids=["all steps", "stop rule"])
+def test_kernels_in_registers_take_fewer_problems(monkeypatch, rule):
+    plan = Plan("registers", tile=8192)
+    with full_device(monkeypatch, most=math.inf):
+        expected = answers(solve(plan=plan, stop=rule))
+    with full_device(monkeypatch, most=5000) as full:
+        out = solve(plan=plan, stop=rule)
+        assert full.refused
+    assert out.plan.kernel == "registers"
+    assert out.plan.tile == 4096
+    assert same_bits(answers(out), expected)
 
 
 def test_under_vmap_the_tile_keeps_its_shape(monkeypatch):
