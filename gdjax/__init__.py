@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gdjax import distributed, host, kernel, over, plot, reference, stop
     from gdjax.batch import random_weights
-    from gdjax.device import DeviceInfo, devices, select_device
+    from gdjax.device import DeviceInfo, devices
+    from gdjax.dispatch import Choice
     from gdjax.minimize import minimize
     from gdjax.plan import Plan
     from gdjax.progress import Progress
+    from gdjax.selection import select_device
     from gdjax.solution import Solution, Status
     from gdjax.stream import StreamSolution, solve_stream
     from gdjax.sweep import sweep
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Choice",
     "DeviceInfo",
     "Plan",
     "Progress",
@@ -47,6 +50,7 @@ __all__ = [
 
 _MODULES = frozenset({"distributed", "host", "kernel", "over", "plot", "reference", "stop"})
 _HOMES = {
+    "Choice": "dispatch",
     "DeviceInfo": "device",
     "Plan": "plan",
     "Progress": "progress",
@@ -57,7 +61,7 @@ _HOMES = {
     "devices": "device",
     "minimize": "minimize",
     "random_weights": "batch",
-    "select_device": "device",
+    "select_device": "selection",
     "solve_stream": "stream",
     "sweep": "sweep",
     "verify": "verify",

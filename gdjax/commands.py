@@ -71,20 +71,40 @@ def main(
 
 
 @app.command()
-def devices() -> None:
-    """List the processors that gdjax can run on."""
-    from gdjax.device import devices as seen
-    from gdjax.device import select_device
+def devices(
+    problems: Annotated[
+        int | None,
+        typer.Option(help="Say which of them 'auto' takes for so many linear regressions, and why.", min=1),
+    ] = None,
+    points: Annotated[int, typer.Option(help="Data points of each.", min=1)] = 32,
+    weights: Annotated[int, typer.Option(help="Weights of each.", min=1)] = 8,
+    steps: Annotated[int, typer.Option(help="Updates for each.", min=1)] = 1_000,
+) -> None:
+    """List the processors that gdjax can run on, and weigh them for a job.
 
-    automatic = str(select_device("auto"))
+    Weighing measures each kind of device once, for a few seconds, where there is a choice.
+
+    Example: gdjax devices --problems 100000 --points 32 --weights 8 --steps 1000
+    """
+    from gdjax.device import candidates
+    from gdjax.device import devices as seen
+    from gdjax.selection import weighed
+
+    groups, _ = candidates()
+    several = sum(map(len, groups)) > 1
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("device", "platform", "kind", "memory", ""):
         table.add_column(heading)
     for info in seen():
         memory = "unknown" if info.memory_bytes is None else f"{info.memory_bytes / 2**30:.1f} GiB"
-        chosen = "auto" if str(info.device) == automatic else ""
+        candidate = any(info.device in group for group in groups)
+        chosen = ("auto weighs it" if several else "auto") if candidate else ""
         table.add_row(info.name, info.platform, escape(info.kind), memory, chosen)
     output.print(table)
+    if problems is not None:
+        with bad_input_told(), errors.status("measuring"):
+            choice = weighed(problems, points, weights, steps)
+        output.print(escape(choice.explain()), soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -90,6 +92,7 @@ def describe(device: jax.Device, count: int) -> DeviceInfo:
     return DeviceInfo(f"{platform}:{siblings.index(device)}", platform, kind, memory(device), count, device)
 
 
+@functools.cache
 def host_kind() -> str:
     """The processor's name, where the system tells it."""
     try:
@@ -111,32 +114,48 @@ def memory(device: jax.Device) -> int | None:
     return stats.get("bytes_limit") if stats else None
 
 
-def select_device(device: Any = "auto") -> jax.Device:
-    """The device a request names; `"auto"` takes the first accelerator, else the CPU.
-
-    `JAX_PLATFORMS` and `jax.config.jax_default_device` are respected by `"auto"`.
-
-    Args:
-        device: `"auto"`, a platform (`"cpu"`, `"gpu"`, `"tpu"`), one device of it (`"gpu:1"`) or a `jax.Device`.
-
-    Returns:
-        The `jax.Device`.
-
-    Raises:
-        ValueError: there is no such device; the message says which there are and how to install support.
-        TypeError: `device` is something else.
-
-    >>> select_device("cpu").platform
-    'cpu'
-    """
+def one_device(device: Any) -> jax.Device:
+    """The one device that a request names, as in `select_devices`; ValueError if it names several."""
     chosen = select_devices(device)
     if len(chosen) != 1:
         raise ValueError(f"device names {len(chosen)} devices where one is wanted; pass one of them")
     return chosen[0]
 
 
+def candidates() -> tuple[list[list[jax.Device]], str]:
+    """`(groups of alike devices that "auto" may take, why no others)`; virtual CPU devices share the same cores.
+
+    `jax_default_device` names the only candidate. `JAX_PLATFORMS` says which platforms there are; with the CPU named
+    first it is the only one. Under `jax.distributed` a process takes none of another's devices.
+    """
+    if jax.config.jax_default_device:  # type: ignore[attr-defined]
+        return [[named("auto")]], "jax_default_device says so"
+    default = jax.local_devices()[0]
+    if is_host(default) and jax.config.jax_platforms:  # type: ignore[attr-defined]
+        return [[default]], "JAX_PLATFORMS names it first"
+    return alike(default), "the only device there is"
+
+
+@functools.cache
+def alike(default: jax.Device) -> list[list[jax.Device]]:
+    """The devices of this process by kind, those of the default device's platform first."""
+    kinds: dict[tuple[str, str], list[jax.Device]] = {}
+    for platform in platforms():
+        for device in jax.local_devices(backend=platform):
+            kinds.setdefault((platform_of(device), device.device_kind), []).append(device)
+    return [group[:1] if is_host(group[0]) else group for group in kinds.values()]
+
+
 def select_devices(device: Any) -> list[jax.Device]:
-    """The devices a request names: what `select_device` takes, or a list of devices, or a `jax.sharding.Mesh`."""
+    """The devices a request names: a platform, one device of it, a `jax.Device`, a list of these, or a mesh.
+
+    `"auto"` is the default device, the first accelerator or else the CPU: where there is a job to weigh,
+    `gdjax.dispatch` chooses.
+
+    Raises:
+        ValueError: there is no such device; the message says which there are and how to install support.
+        TypeError: `device` is something else.
+    """
     if isinstance(device, str):
         return [named(device)]
     if isinstance(device, jax.Device):
@@ -250,6 +269,42 @@ def register_target(device: jax.Device) -> tuple[str | None, str]:
     return None, f"{device.device_kind} (compute capability {capability}) is older than Hopper (9.0) or not NVIDIA's"
 
 
+def side_by_side(chosen: Sequence[jax.Device]) -> int:
+    """How many blocks run at a time on these devices, which are of one kind."""
+    return max(1, workers(chosen[0]) // len(chosen)) * len(chosen)
+
+
+def room(device: jax.Device) -> int | None:
+    """Bytes of memory that are free for arrays, None where the device does not say."""
+    if is_host(device):
+        return host_room()
+    stats = device.memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        return None
+    return max(0, stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+
+
+def host_room() -> int | None:
+    """Bytes of host memory that are free, or that the container leaves, where the system tells."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        group = Path("/sys/fs/cgroup")
+        held = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
+        anonymous = next(int(line.split()[1]) for line in held if line.startswith("anon "))
+        found.append(max(0, int((group / "memory.max").read_text(encoding="utf-8")) - anonymous))
+    return min(found, default=None)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device, or the host, has no memory left."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
 def compiler_options(device: jax.Device) -> dict[str, Any]:
     """What tiles are compiled with.
 
@@ -274,14 +329,14 @@ def label(chosen: Sequence[jax.Device]) -> str:
 def give(tree: Any, home: jax.Device) -> Any:
     """Results as `jax.Array`s on `home`, without a copy where they are there already.
 
-    64-bit leaves become NumPy arrays while `jax_enable_x64` is off: the first operation on such a `jax.Array` would
-    narrow it without a word.
+    What has no room there stays in host memory, a NumPy array. 64-bit leaves become NumPy arrays while
+    `jax_enable_x64` is off: the first operation on such a `jax.Array` would narrow it without a word.
     """
 
     def place(leaf: Any) -> Any:
         if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
             return np.asarray(leaf)
-        return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, home)
+        return leaf if isinstance(leaf, jax.Array) else put(leaf, home)
 
     return jax.tree.map(place, tree)
 
@@ -289,8 +344,36 @@ def give(tree: Any, home: jax.Device) -> Any:
 def filled(count: int, value: int, device: jax.Device) -> Any:
     """`count` times the same int32, made where it will lie."""
     if is_host(device):
-        return np.full(count, value, np.int32)
+        out = aligned_empty((count,), np.int32)
+        out.fill(value)
+        return out
     return jax.numpy.full(count, value, np.int32, device=device)
+
+
+def put(array: np.ndarray, home: jax.Device) -> jax.Array | np.ndarray:
+    """The array on `home`, or where it is if there is no room for it there."""
+    if not is_host(home):
+        free = room(home)
+        if free is not None and array.nbytes > free:
+            return array
+    try:
+        return jax.device_put(array, home)
+    except RuntimeError as error:
+        if is_host(home) or not out_of_memory(error):
+            raise
+    return array
+
+
+def within_reach(array: Any, home: jax.Device) -> Any:
+    """The array where programs on `home` read it without a copy of their own: there, or aligned in host memory."""
+    if not is_host(home):
+        return jax.device_put(array, home)
+    found = np.asarray(array)
+    if found.ctypes.data % 64 == 0 and found.flags.c_contiguous:
+        return found
+    out = aligned_empty(found.shape, found.dtype)
+    out[...] = found
+    return out
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

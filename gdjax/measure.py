@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdjax import reference
-from gdjax.device import DeviceInfo, devices, select_device
+from gdjax.device import DeviceInfo, devices, one_device
 from gdjax.files import check_output, replacing
 from gdjax.limits import Limits, clock, measure_limits
 from gdjax.minimize import minimize
@@ -180,7 +180,7 @@ def chosen(device: Any) -> list[DeviceInfo]:
     """The devices to measure: the one that is named, or for "all" one of each kind."""
     there = devices()
     if device != "all":
-        wanted = select_device(device)
+        wanted = one_device(device)
         return [info for info in there if info.device == wanted]
     return list({(info.platform, info.kind): info for info in reversed(there)}.values())[::-1]
 

@@ -15,6 +15,7 @@ from gdjax import device as dev
 from gdjax import stop as stops
 from gdjax import traced
 from gdjax.batch import check_rate, prepare
+from gdjax.dispatch import choose
 from gdjax.engine.program import Program
 from gdjax.friends import Frame, FramedProjection, framed, split, whole
 from gdjax.plan import Plan
@@ -111,10 +112,10 @@ def minimize(
         chosen = plan if isinstance(plan, Plan) else None
         return whole(traced.solve(program, batch, count, every, chosen, resume), frame)
     layout = layout_of(batch, device)
-    devices = layout.devices if layout else dev.own_devices(dev.select_devices(device))
     x64 = batch.x64 or jax.config.jax_enable_x64  # type: ignore[attr-defined]
     with traced.apart(), dev.without_mesh(), jax.enable_x64(x64):
         check_resume(resume, program, batch.count)
+        devices = layout.devices if layout else choose(device, program, batch, count, resume).devices
         session = SESSIONS.get(program, batch, devices)
         with watching(layout.held if layout else batch.count, callback, progress) as watch:
             job = Job(count, plan if isinstance(plan, Plan) else None, measure, every, watch)

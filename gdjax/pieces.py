@@ -7,9 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 
 from gdjax import device as dev
 from gdjax.batch import Batch
+
+SHARED_BYTES = 64 * 1024
+"""Less than this is copied for every piece sooner than it is looked at."""
 
 
 def own(tree: Any) -> Any:
@@ -22,6 +26,15 @@ def hashable(flags: Any) -> Any:
 
 def unhashed(flags: Any, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), flags)
+
+
+def shared_once(batch: Batch, home: jax.Device) -> Batch:
+    """The batch with what all its problems share where it is read without a copy: it is needed for every piece."""
+
+    def settled(leaf: Any, flag: bool) -> Any:
+        return leaf if flag or leaf.nbytes < SHARED_BYTES else dev.within_reach(leaf, home)
+
+    return dataclasses.replace(batch, data=jax.tree.map(settled, batch.data, batch.data_flags))
 
 
 def cut(batch: Batch, which: Any) -> Batch:
@@ -37,8 +50,17 @@ def cut(batch: Batch, which: Any) -> Batch:
 
 
 def pick(tree: Any, flags: Any, which: Any) -> Any:
-    """The problems at `which` of a pytree; what no problem owns stays."""
-    return jax.tree.map(lambda leaf, flag: np.asarray(leaf)[which] if flag else leaf, tree, flags)
+    """The problems at `which` of a pytree; what no problem owns stays. A slice of a device's array stays there."""
+
+    def taken(leaf: Any, flag: bool) -> Any:
+        if not flag:
+            return leaf
+        if isinstance(which, slice) and isinstance(leaf, jax.Array) and not dev.is_host(next(iter(leaf.devices()))):
+            first, last, _ = which.indices(len(leaf))
+            return lax.slice_in_dim(leaf, first, last)
+        return np.asarray(leaf)[which]
+
+    return jax.tree.map(taken, tree, flags)
 
 
 def join(parts: list[Any]) -> Any:
@@ -52,9 +74,22 @@ def join(parts: list[Any]) -> Any:
     return jax.tree.map(whole, *parts)
 
 
+def joined(whole: Any, part: Any, first: int, count: int) -> Any:
+    """`whole`, arrays for `count` problems, with a part of them written in from `first` on; None: not made yet."""
+    if len(jax.tree.leaves(part)[0]) == count:
+        return jax.tree.map(np.asarray, part)
+    if whole is None:
+        whole = jax.tree.map(lambda leaf: dev.aligned_empty((count, *leaf.shape[1:]), leaf.dtype), part)
+    for into, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
+        into[first : first + len(leaf)] = leaf
+    return whole
+
+
 def scatter(whole: Any, part: Any, which: np.ndarray) -> np.ndarray:
-    whole = np.asarray(whole)
-    out = dev.aligned_empty(whole.shape, whole.dtype)
-    out[...] = whole
+    """`whole` with `part` at `which`: in place where it is ours in host memory, as results are."""
+    out = np.asarray(whole)
+    if not out.flags.writeable:
+        out = dev.aligned_empty(out.shape, out.dtype)
+        out[...] = whole
     out[which] = np.asarray(part)
     return out

@@ -23,6 +23,9 @@ BLOCK_BYTES = 4 * 1024 * 1024
 DEVICE_BYTES = 1024 * 1024 * 1024
 """Problems brought into a kernel's layout at a time on a device with memory of its own."""
 
+ACCELERATOR_BYTES = 256 * 1024 * 1024
+"""A tile under vmap should take little of an accelerator's memory: it cannot be made smaller where that is full."""
+
 VECTOR = 32
 """Tiles are whole pairs of the widest vectors: less would be computed by other instructions, with other rounding."""
 
@@ -143,6 +146,6 @@ def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:
     """The vmap plan. Its tile follows from the problem and the device alone: another shape might get other bits."""
     tile = 384 if kind.shared else power_below(64 * 1024 / kind.bytes, VECTOR, 256)
     if not dev.is_host(device):
-        tile = 1 << 14
+        tile = power_below(ACCELERATOR_BYTES / kind.bytes, VECTOR, 1 << 14)
     tiles = power_below(BLOCK_BYTES / (tile * kind.bytes), 1, 1024) if count > tile else 1
     return Plan("vmap", tile, tiles, 1, reason)

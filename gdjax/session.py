@@ -19,10 +19,12 @@ from gdjax import trust, tuning
 from gdjax.batch import Batch, problem_shapes
 from gdjax.dryrun import check_program
 from gdjax.engine import fixed, history, refill, rounds
-from gdjax.engine.feed import Block, compile_block, run_block
+from gdjax.engine.feed import Block, compile_block, in_flight, run_block
 from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, STOPPED, Program
 from gdjax.forms import lane_form
-from gdjax.pieces import cut, hashable, join, own, pick, scatter, unhashed
+from gdjax.key import Key, key_of
+from gdjax.memory import Ceiling
+from gdjax.pieces import cut, hashable, joined, own, pick, scatter, shared_once, unhashed
 from gdjax.plan import Plan
 from gdjax.progress import FIRST, Watch
 from gdjax.solution import State
@@ -78,6 +80,7 @@ class Session:
         self.best: Plan | None = None
         self.recalled = False
         self.lock, self.tuning = threading.RLock(), threading.Lock()
+        self.ceiling = Ceiling(self.devices, in_flight(self.devices))
         self.whole = self
         self.seat: int | None = None
 
@@ -91,7 +94,7 @@ class Session:
         """All problems to their end, or to where the watch's callback ends the run."""
         if state is not None:
             check_carried(self.program, batch, state)
-        begun = state.total if state else 0
+        begun, batch = state.total if state else 0, shared_once(batch, self.devices[0])
         if self.program.stop is not None:
             out = self.run_until(batch, job, state)
         elif job.watch is None or job.every:
@@ -128,7 +131,7 @@ class Session:
         plan = job.plan or self.tuned(inputs, flags, batch.count, job.steps, job.measure)
         out, own_state, plan, steps, record = self.descend(inputs, flags, batch.count, plan, start, job)
         taken, status = dev.filled(batch.count, start + steps, self.devices[0]), out.status
-        kept = State(out.state, status, taken, "fixed", hashable(own_state), start + steps)
+        kept = State(out.state, status, taken, "fixed", hashable(own_state), start + steps, dev.kind(self.devices[0]))
         result = Outcome(out.weights, out.loss, out.gradient_norm, taken, status, kept, plan, record)
         again = state is not None and np.asarray(state.status).max() == DIVERGED
         if status.min() != RUNNING and not again:
@@ -144,14 +147,12 @@ class Session:
         """`(outputs, flags of their state, plan, steps, record)`; a problem that broke on the way says RUNNING."""
         if not job.every:
             block, out = self.execute(fixed.tile, inputs, flags, count, plan, start, job.steps)
-            out_flags = jax.tree.unflatten(block.out_tree, block.out_own)
-            return out, out_flags.state, block.plan, job.steps, None
+            return out, jax.tree.unflatten(block.out_tree, block.out_own).state, block.plan, job.steps, None
 
         def run(inputs: Any, flags: Any, first: int, ahead: int) -> Any:
-            block = self.block(history.steady, inputs, flags, count, plan)
+            block, out = self.execute(history.steady, inputs, flags, count, plan, first, ahead)
             ran.append(block)
-            out_flags = jax.tree.unflatten(block.out_tree, block.out_own)
-            return run_block(block, inputs, flags, count, first, ahead), out_flags
+            return out, jax.tree.unflatten(block.out_tree, block.out_own)
 
         ran: list[Block] = []
         out, out_flags, steps, record = history.steadily(run, inputs, flags, start, job.steps, job.every, job.watch)
@@ -226,6 +227,7 @@ class Session:
     ) -> Outcome:
         """Until each problem's rule holds, slab by slab."""
         start = state.total if state else start
+        ended: Any = None
         parts: list[Any] = []
         for first in range(0, batch.count, rounds.SLAB):
             which = slice(first, first + rounds.SLAB)
@@ -238,12 +240,15 @@ class Session:
             carried = pick(*rule_state, which), rule_state[1]
             if job.watch is not None and job.watch.stopped:  # problems not begun stay at their start
                 job = dataclasses.replace(job, steps=0, every=0)
-            parts.append(self.run_slab(slab, job, lane, carried, start))
-        ended, ran = join([part for part, _, _, _ in parts]), parts[-1][1]
-        record = history.joined([part for _, _, _, part in parts], batch.count)
+            part, *others = self.run_slab(slab, job, lane, carried, start)
+            ended = joined(ended, part, first, batch.count)
+            parts.append(others)
+        record = history.joined([part for _, _, part in parts], batch.count)
         lane = ended.lane
         status = lane["status"].astype(np.int8)
-        kept = State(lane, status, lane["index"], "until", None, start + max(steps for _, _, steps, _ in parts))
+        total = start + max(steps for _, steps, _ in parts)
+        kept = State(lane, status, lane["index"], "until", None, total, dev.kind(self.devices[0]))
+        ran = parts[-1][0]
         return Outcome(lane["weights"], ended.loss, ended.gradient_norm, lane["index"], status, kept, ran, record)
 
     def run_slab(
@@ -290,18 +295,35 @@ class Session:
     def execute(
         self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None, start: int, steps: int
     ) -> tuple[Block, Any]:
-        """The block that ran and its outputs; a kernel in registers that fails is given up for the next best form."""
-        block = self.block(tile, inputs, flags, count, plan)
+        """The block that ran last and the outputs. A device that is full gets fewer problems at a time; a kernel in
+        registers that fails is given up for the next best form."""
+        used = [self.block(tile, inputs, flags, count, plan)]
+
+        def smaller(block: Block) -> Block:
+            used.append(self.smaller(block, tile, inputs, flags, count))
+            return used[-1]
+
         try:
-            out = run_block(block, inputs, flags, count, start, steps)
-            if block.plan.kernel == "registers":
+            out = run_block(used[0], inputs, flags, count, start, steps, smaller)
+            if used[0].plan.kernel == "registers":
                 jax.block_until_ready(out)
-            return block, out
+            return used[-1], out
         except jax.errors.JaxRuntimeError as error:
-            if block.plan.kernel != "registers":
+            if used[0].plan.kernel != "registers":
                 raise
             self.registers.refuse(f"it failed: {trust.first_line(error)}")
             return self.execute(tile, inputs, flags, count, plan, start, steps)
+
+    def smaller(self, block: Block, tile: Any, inputs: Any, flags: Any, count: int) -> Block:
+        """The block to go on with, of the same kernel, where a device was out of memory."""
+        plan = self.ceiling.lowered(block.plan, block.need)
+        with self.lock:
+            if plan.kernel != "registers":
+                return self.compiled(tile, inputs, flags, plan)
+            made = self.block(tile, inputs, flags, count, plan)
+            if made.size >= block.size:
+                raise self.ceiling.full(block.plan, block.need)
+            return made
 
     def block(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
         """The compiled block for these inputs: in registers on an accelerator, or else in lanes, where the problem has
@@ -311,7 +333,8 @@ class Session:
             with self.lock:
                 kind = plans.kind_of(inputs, flags)
                 fusable = self.fusable if self.refused is None else 1
-                made = self.registers.block(tile, inputs, flags, self.share(count), plan, kind, fusable, plain)
+                problems, ceiling = self.share(count), self.ceiling
+                made = self.registers.block(tile, inputs, flags, problems, plan, kind, fusable, plain, ceiling)
             if made is not None:
                 return made if self.seat is None else made.on(self.seat)
         in_registers = plan is not None and plan.kernel == "registers"
@@ -332,16 +355,27 @@ class Session:
             assert wanted is not None
             if wanted.kernel == "lanes":
                 wanted = dataclasses.replace(wanted, reason=self.registers.why_not(tile))
-            return self.compiled(tile, inputs, flags, wanted)
+            return self.compiled(tile, inputs, flags, self.ceiling.under(wanted, kind.bytes))
 
     def share(self, count: int) -> int:
         """How many of so many problems each device gets."""
         return -(-count // len(self.devices))
 
     def compiled(self, tile: Any, inputs: Any, flags: Any, plan: Plan) -> Block:
+        """The block of a plan, or of a smaller one where the compiler finds that the device cannot hold it."""
         key = (tile, plan, jax.tree.structure(inputs), tuple(jax.tree.leaves(flags)))
         if key not in self.blocks:
-            self.blocks[key] = compile_block(tile, self.program, plan, inputs, flags, self.whole.devices)
+            try:
+                block = compile_block(tile, self.program, plan, inputs, flags, self.whole.devices)
+            except RuntimeError as error:  # some compilers lay out the memory
+                if not dev.out_of_memory(error):
+                    raise
+                fits = self.ceiling.lowered(plan, 0)
+            else:
+                fits = self.ceiling.fitting(plan, block.need)
+            if fits != plan:
+                return self.compiled(tile, inputs, flags, fits)
+            self.blocks[key] = block
         block = self.blocks[key]
         return block if self.seat is None else block.on(self.seat)
 
@@ -354,13 +388,7 @@ class Sessions:
         self.lock = threading.Lock()
 
     def get(self, program: Program, batch: Batch, devices: Sequence[jax.Device]) -> Session:
-        leaves, tree = jax.tree.flatten((batch.weights, batch.data, batch.hyper))
-        flags = tuple(jax.tree.leaves((own(batch.weights), batch.data_flags, batch.hyper_flags)))
-        shapes = tuple(
-            (leaf.shape[1:] if flag else leaf.shape, leaf.dtype) for leaf, flag in zip(leaves, flags, strict=True)
-        )
-        x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
-        key = (program, tree, shapes, flags, tuple(devices), x64)
+        key = (key_of(program, batch), tuple(devices))
         with self.lock:
             if key in self.kept:
                 self.kept.move_to_end(key)
@@ -372,6 +400,11 @@ class Sessions:
             while len(self.kept) > KEPT:
                 self.kept.popitem(last=False)
         return session
+
+    def compiled(self, key: Key, devices: Sequence[jax.Device]) -> bool:
+        """Whether programs of this kind of problem have been compiled for these devices."""
+        session = self.kept.get((key, tuple(devices)))
+        return session is not None and bool(session.blocks or session.registers.blocks)
 
 
 SESSIONS = Sessions()

@@ -37,11 +37,14 @@ class Status(enum.IntEnum):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["carried", "status", "steps"],
-    meta_fields=["engine", "flags", "total"],
+    meta_fields=["engine", "flags", "total", "kind"],
 )
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Where a run stands, to be passed back as `resume=`: each problem's lane or rule state, and the updates taken."""
+    """Where a run stands, to be passed back as `resume=`: each problem's lane or rule state, and the updates taken.
+
+    And the kind of device that took them: on another, going on would not give the bits of one longer run.
+    """
 
     carried: Any
     status: Any
@@ -49,6 +52,7 @@ class State:
     engine: str
     flags: Any
     total: int
+    kind: str = ""
 
 
 @functools.partial(

@@ -214,7 +214,7 @@ def chosen(form: Form, batch: Batch) -> Plan:
     that off, here it is not ours to say. Larger problems run under vmap then.
     """
     flags = own(batch.weights), batch.data_flags, batch.hyper_flags
-    kind, device = plans.kind_of((batch.weights, batch.data, batch.hyper), flags), dev.select_device("auto")
+    kind, device = plans.kind_of((batch.weights, batch.data, batch.hyper), flags), dev.one_device("auto")
     refused, _ = lane_form(form.program, batch)
     if form.plan is not None and not (refused and form.plan.kernel == "lanes"):
         return form.plan

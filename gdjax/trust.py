@@ -23,6 +23,7 @@ from gdjax.batch import Batch
 from gdjax.engine import history
 from gdjax.engine.feed import Block, compile_block, run_block
 from gdjax.engine.program import Program
+from gdjax.memory import Ceiling
 from gdjax.plan import Kind, Plan
 
 log = logging.getLogger("gdjax")
@@ -88,17 +89,18 @@ class Registers:
         kind: Kind,
         fusable: int,
         plain: Callable[[], Block],
+        ceiling: Ceiling,
     ) -> Block | None:
         """The compiled kernel that takes the place of `tile`; None where there is none to be trusted.
 
-        `plain` is the block that it is compared with.
+        `plain` is the block that it is compared with; `ceiling` makes a plan smaller where memory is short.
         """
         from gdjax.engine import registers
         from gdjax.engine.evaluator import UnsupportedError
         from gdjax.engine.targets import TARGETS
 
         target = TARGETS[str(self.target)]
-        plan = plan or plans.registers(kind, target.lanes, count, fusable)
+        plan = ceiling.under(plan or plans.registers(kind, target.lanes, count, fusable), kind.bytes)
         plan = dataclasses.replace(plan, tile=-(-plan.tile // target.lanes) * target.lanes, tiles=1)
         plan = dataclasses.replace(plan, chunk=min(plan.chunk, fusable if kind.elementwise else 1))
         key = (tile, plan, jax.tree.structure(inputs), tuple(jax.tree.leaves(flags)))
@@ -110,6 +112,9 @@ class Registers:
         except UnsupportedError as error:
             self.refuse(str(error))
         except Exception as error:  # whatever a compiler may raise: the call must go on without the kernel
+            if dev.out_of_memory(error) and plan.tile >= 2 * target.lanes:
+                less = ceiling.lowered(plan, 0)
+                return self.block(tile, inputs, flags, count, less, kind, fusable, plain, ceiling)
             self.refuse(f"it does not compile or run: {first_line(error)}")
         else:
             if not apart:

@@ -1,29 +1,22 @@
-"""Plans found by measuring, and the small cache in which they are remembered.
+"""Plans found by measuring, remembered in the cache (`gdjax.cache`) per kind of problem, device and JAX version.
 
-A remembered plan changes speed alone: every candidate gives every problem the same bits. The cache is one small
-JSON file per kind of problem, device and JAX version, written whole or not at all; a file that
-cannot be read is as good as none.
-`GDJAX_CACHE_DIR` names another folder, `GDJAX_CACHE=off` switches it off.
+A remembered plan changes speed alone: every candidate gives every problem the same bits.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from gdjax import cache
 from gdjax import device as dev
-from gdjax.files import replacing
 from gdjax.plan import BLOCK_BYTES, VECTOR, Kind, Plan, power_below
 
 log = logging.getLogger("gdjax")
@@ -83,42 +76,19 @@ def key(function: Callable[..., Any], shapes: tuple[Any, ...], device: jax.Devic
     """What a plan is remembered for: the traced step of one problem, the device's kind, the versions."""
     # str() of a jaxpr is coloured where it would be printed on a terminal.
     jaxpr = re.sub(r"0x[0-9a-f]+", "", jax.make_jaxpr(function)(*shapes).pretty_print(use_color=False))
-    text = "\n".join([jaxpr, dev.kind(device), str(dev.workers(device)), jax.__version__, np.__version__, "1"])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def folder() -> Path | None:
-    """Where plans are kept; None where the cache is off."""
-    if os.environ.get("GDJAX_CACHE", "").lower() in ("off", "0", "no"):
-        return None
-    named = os.environ.get("GDJAX_CACHE_DIR")
-    if named:
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base) / "gdjax" if base else Path.home() / ".cache" / "gdjax"
+    return cache.digest(jaxpr, dev.kind(device), str(dev.workers(device)), jax.__version__, np.__version__, "1")
 
 
 def recall(name: str) -> Plan | None:
     """The plan remembered under `name`, None if there is none that can be used."""
-    where = folder()
-    if where is None:
-        return None
+    held = cache.read(name)
     try:
-        held = json.loads((where / f"{name}.json").read_text(encoding="utf-8"))
         plan = Plan(held["kernel"], int(held["tile"]), int(held["tiles"]), int(held["chunk"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     return plan if plan.kernel == "lanes" else None
 
 
 def remember(name: str, plan: Plan) -> None:
-    """Keep a plan; a folder that cannot be written is no reason to fail a run."""
-    where = folder()
-    if where is None:
-        return
-    try:
-        where.mkdir(parents=True, exist_ok=True)
-        with replacing(where / f"{name}.json") as file:
-            file.write(json.dumps(dataclasses.asdict(plan)).encode())
-    except OSError as error:
-        log.info("the plan cache %s cannot be written: %s", where, error)
+    """Keep a plan for other processes and other days."""
+    cache.write(name, dataclasses.asdict(plan))

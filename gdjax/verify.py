@@ -105,9 +105,9 @@ def verify(
     names = [_dtype_name(dtype) for dtype in dtypes]
     if not names:
         raise ValueError("dtypes is empty; name at least one, such as 'float32'")
-    from gdjax.device import select_device
+    from gdjax.device import one_device
 
-    chosen = select_device(device)
+    chosen = one_device(device)
     found: list[Check] = []
     for name in names:
         tested = kernel if kernel is not None else selfcheck.kernel_of(loss, chosen)

@@ -223,7 +223,7 @@ def test_pictures_need_something_to_show(tmp_path):
 def test_environment_names_no_folders(monkeypatch):
     """Flags are kept, paths in them are not."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/home/somebody/dump --xla_cpu_ftz=true")
-    found = environment.describe(gdjax.select_device("cpu"))
+    found = environment.describe(gdjax.select_device("cpu").device)
     assert found["flags"]["XLA_FLAGS"] == "--xla_dump_to=... --xla_cpu_ftz=true"
     assert found["versions"]["jax"]
 

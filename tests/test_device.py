@@ -32,17 +32,19 @@ def test_devices_describe_what_is_there():
 
 def test_select_by_platform_number_and_device():
     cpus = jax.devices("cpu")
-    assert gdjax.select_device("cpu") is cpus[0]
-    assert gdjax.select_device("cpu:5") is cpus[5]
-    assert gdjax.select_device(cpus[2]) is cpus[2]
-    assert gdjax.select_device("auto") is jax.devices()[0]
+    assert gdjax.select_device("cpu").device is cpus[0]
+    assert gdjax.select_device("cpu:5").device is cpus[5]
+    assert gdjax.select_device(cpus[2]).device is cpus[2]
+    assert gdjax.select_device("auto").device is jax.devices()[0]
+    assert gdjax.select_device(["cpu:1", "cpu:2"]).devices == (cpus[1], cpus[2])
 
 
 def test_auto_respects_jaxs_default_device():
     with jax.default_device(jax.devices("cpu")[4]):
-        assert gdjax.select_device("auto") is jax.devices("cpu")[4]
+        assert gdjax.select_device("auto").device is jax.devices("cpu")[4]
+        assert solve("auto").device == "cpu:4"
     with jax.default_device("cpu"):
-        assert gdjax.select_device("auto") is jax.devices("cpu")[0]
+        assert gdjax.select_device("auto").device is jax.devices("cpu")[0]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_what_is_not_there_is_named_with_what_is(name, fragments):
 
 def test_one_is_wanted():
     with pytest.raises(ValueError, match="2 devices where one is wanted"):
-        gdjax.select_device(["cpu:0", "cpu:1"])
+        gdjax.verify(device=["cpu:0", "cpu:1"])
     with pytest.raises(TypeError, match="NoneType"):
         gdjax.select_device(None)
 
@@ -97,6 +99,7 @@ def test_device_names_stay_in_device_py():
     """No other module names a platform."""
     folder = pathlib.Path(gdjax.__file__).parent
     core = ["kernel", "batch", "rules", "stop", "plan", "solution", "session", "minimize"]
+    core += ["cost", "calibration", "dispatch", "selection", "memory", "pieces"]
     for path in [folder / f"{name}.py" for name in core] + sorted((folder / "engine").glob("*.py")):
         code = "\n".join(
             line

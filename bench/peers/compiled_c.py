@@ -95,7 +95,7 @@ def multiply_adds(case: Case, inputs: Inputs, device: str) -> Run:
     from gdjax import device as rooms
     from gdjax.limits import multiply_adder, side_by_side
 
-    place = rooms.select_device(device)
+    place = rooms.one_device(device)
     try:
         compiled = library(case.points, case.weights) if rooms.is_host(place) else None
     except Skip:

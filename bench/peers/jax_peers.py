@@ -19,7 +19,7 @@ def pick(device: str) -> jax.Device:
     """The JAX device that gdjax calls by this name."""
     import gdjax
 
-    return gdjax.select_device(device)
+    return gdjax.select_device(device).device
 
 
 def batched(case: Case, inputs: Inputs, device: str, one: One, notes: str = "") -> Run:
