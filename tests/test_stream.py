@@ -257,7 +257,7 @@ def test_sinks_that_are_none(tmp_path, problems):
         solve(problems, problems)
     with pytest.raises(ValueError, match="is, or lies in, the source"):
         solve(tmp_path, tmp_path / "out")
-    with pytest.raises(ValueError, match="name a folder, or a file that ends in .csv, .parquet"):
+    with pytest.raises(ValueError, match="name a folder, or a file that ends in"):
         solve(problems, tmp_path / "out.xlsx")
     with pytest.raises(TypeError, match="source is a function; pass a path"):
         solve(lambda: arrays(), tmp_path / "out")
