@@ -15,11 +15,7 @@ from gdjax.sink import Sink, SinkError
 class Batches:
     """An iterable of batches, cut anew into parts of one size."""
 
-    def __init__(self, source: Any, columns: Sequence[str]) -> None:
-        if not isinstance(source, Iterable):
-            raise TypeError(
-                f"source is a {type(source).__name__}; pass a path, a dict of arrays, or an iterable of dicts of arrays"
-            )
+    def __init__(self, source: Iterable[Any], columns: Sequence[str]) -> None:
         self.columns = list(dict.fromkeys(columns))
         self.batches = iter(source)
         self.first = next(self.batches, None)

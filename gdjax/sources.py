@@ -306,6 +306,10 @@ def identity_of(source: Any) -> Any:
     if isinstance(source, Mapping):
         return {str(name): array_identity(array) for name, array in source.items()}
     if not isinstance(source, (str, os.PathLike)):
+        if not isinstance(source, Iterable):
+            raise TypeError(
+                f"source is a {type(source).__name__}; pass a path, a dict of arrays, or an iterable of dicts of arrays"
+            )
         return None
     files = files_of(Path(source))
     ending = files[0].suffix.lower()

@@ -24,6 +24,9 @@ from gdjax.solution import Status
 PART_BYTES = 64 << 20
 """Inputs and results of one part: enough that a part costs little beside its problems, and several fit anywhere."""
 
+FILES = (".npy", ".txt", ".tsv", ".xls", ".xlsx", ".feather", ".arrow", ".h5", ".gz", ".pkl")
+"""Endings of files that are not written: no folder is meant by such a name."""
+
 
 @dataclass(frozen=True)
 class StreamSolution:
@@ -147,6 +150,7 @@ def open_job(
     **options: Any,
 ) -> Job:
     """The job that `solve_stream` runs: checked, its manifest written or compared, nothing computed yet."""
+    check_installed()
     mapping = Mapped(loss, weights, data, tuple(keep), checked_results(results), options)
     folder, target = places(sink, source)
     identity = sources.identity_of(source)
@@ -186,12 +190,21 @@ def open_job(
     )
 
 
+def check_installed() -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('solve_stream needs pyarrow: pip install "gdjax[cli]"', name="pyarrow") from None
+
+
 def places(sink: Any, source: Any = None) -> tuple[Path, Path | None]:
     """The folder of parts, and the file they are joined into, if one is asked for; neither may meet the source."""
     path = Path(sink)
     if path.suffix.lower() in WRITERS and not path.is_dir():
         check_output(path, tuple(WRITERS))
         folder, target = path.with_name(path.name + ".parts"), path
+    elif path.suffix.lower() in FILES and not path.is_dir():
+        raise ValueError(f"sink {path} cannot be written; name a folder, or a file that ends in {', '.join(WRITERS)}")
     elif path.exists() and not path.is_dir():
         raise ValueError(f"sink {path} is a file; name a folder, or a file that ends in {', '.join(WRITERS)}")
     else:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -256,6 +257,10 @@ def test_sinks_that_are_none(tmp_path, problems):
         solve(problems, problems)
     with pytest.raises(ValueError, match="is, or lies in, the source"):
         solve(tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match="name a folder, or a file that ends in"):
+        solve(problems, tmp_path / "out.xlsx")
+    with pytest.raises(TypeError, match="source is a function; pass a path"):
+        solve(lambda: arrays(), tmp_path / "out")
     with pytest.raises(ValueError, match="there is no folder"):
         solve(problems, tmp_path / "no" / "out.csv")
     with pytest.raises(ValueError, match="is a file; name a folder"):
@@ -410,6 +415,12 @@ def test_options_that_cannot_be(tmp_path, problems, options, kind, message):
     with pytest.raises(kind, match=message):
         solve(problems, tmp_path / "out", **options)
     assert not (tmp_path / "out" / "part-00000000.parquet").exists()
+
+
+def test_without_pyarrow_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs pyarrow: pip install \"gdjax\[cli\]\""):
+        solve(arrays(), tmp_path / "out")
 
 
 def test_large_row_groups_are_read_a_piece_at_a_time(tmp_path, monkeypatch):
