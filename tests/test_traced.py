@@ -344,3 +344,29 @@ def test_a_diverging_problem_takes_no_part_in_derivatives(rule):
     assert float(shared) == pytest.approx(float(expected), rel=1e-9)
     np.testing.assert_allclose(all_x[healthy], some_x[healthy], rtol=1e-9, atol=1e-12)
     assert not np.any(all_x[np.array([4, 6])])
+
+
+@pytest.mark.parametrize(
+    ("function", "fragments"),
+    [
+        (lambda n: call(steps=n), ["steps=", "static_argnums"]),
+        (lambda tol: call(stop=stop.loss_below(tol)), ["tol=", "lambda step"]),
+        (lambda rate: call(learning_rate=rate).summary(), ["being traced"]),
+    ],
+    ids=["steps", "tolerance", "summary"],
+)
+def test_what_must_be_known_is_named(function, fragments):
+    with pytest.raises((TypeError, ValueError)) as raised:
+        jax.jit(function)(0.1)
+    assert all(fragment in str(raised.value) for fragment in fragments)
+
+
+def test_a_list_of_traced_rates():
+    rates = lambda rate: call(learning_rate=[rate, 2 * rate]).weights  # noqa: E731
+    np.testing.assert_array_equal(jax.jit(rates)(0.1), call(learning_rate=np.array([0.1, 0.2], np.float32)).weights)
+
+
+def call(**changes):
+    w, data = CASES["squared"].batch(2, np.float32)
+    options = {"learning_rate": 0.1, "steps": 3, **changes}
+    return gdjax.minimize(CASES["squared"].loss, w, data, **options)
