@@ -70,6 +70,12 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
+def together(value: Any) -> Any:
+    """A list of numbers, some of them traced, as one traced array; anything else as it is."""
+    numbers = isinstance(value, (list, tuple)) and any(is_traced(leaf) for leaf in jax.tree.leaves(value))
+    return jax.numpy.asarray(value) if numbers else value
+
+
 def check_widths(named: list[tuple[str, Any]]) -> None:
     """Inside a trace there is float64 only where `jax_enable_x64` is on; elsewhere JAX would narrow it unasked."""
     for name, leaf in named:
@@ -210,6 +216,7 @@ def axis_first(leaf: Any, axis: int) -> Any:
 
 def hyper_array(name: str, value: Any, dtype: np.dtype) -> Any:
     """A hyperparameter as an array, scalar or `[N]`, in the dtype of the weights."""
+    value = together(value)
     array = value if is_traced(value) or dev.in_shards(value) else np.asarray(value)
     if array.dtype.kind not in "fiub" and not jax.numpy.issubdtype(array.dtype, np.floating):
         raise TypeError(f"{name} has dtype {array.dtype}; pass a number or an [N] array of numbers")
@@ -221,6 +228,7 @@ def hyper_array(name: str, value: Any, dtype: np.dtype) -> Any:
 
 
 def check_rate(rate: Any) -> None:
+    rate = together(rate)
     array = rate if is_traced(rate) else dev.here(rate)
     if array.dtype.kind not in "fiu" and not jax.numpy.issubdtype(array.dtype, np.floating):
         raise TypeError(

@@ -165,4 +165,4 @@ def to_torch() -> Callable[[Any], Any]:
 
 def check_concrete(leaf: Any) -> None:
     if isinstance(leaf, jax.core.Tracer):
-        raise TypeError("the solution is being traced (inside jit, vmap or grad): convert it outside")
+        raise TypeError("the solution is being traced (inside jit, vmap or grad): its values are known outside only")

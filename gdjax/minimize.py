@@ -14,7 +14,7 @@ import numpy as np
 from gdjax import device as dev
 from gdjax import stop as stops
 from gdjax import traced
-from gdjax.batch import check_rate, prepare
+from gdjax.batch import check_rate, is_traced, prepare
 from gdjax.dispatch import choose
 from gdjax.engine.program import Program
 from gdjax.friends import Frame, FramedProjection, framed, split, whole
@@ -150,7 +150,8 @@ def check_steps(steps: Any) -> int:
     try:
         count = operator.index(steps)
     except TypeError:
-        raise TypeError(f"steps={steps!r}; pass a whole number of at least 1") from None
+        static = ", known when the trace is made (jax.jit with static_argnums)" if is_traced(steps) else ""
+        raise TypeError(f"steps={steps!r}; pass a whole number of at least 1{static}") from None
     if isinstance(steps, bool) or not 1 <= count < 2**31:
         raise ValueError(f"steps={steps}; pass a whole number of at least 1 and below 2**31")
     return count

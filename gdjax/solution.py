@@ -12,7 +12,7 @@ import numpy as np
 
 from gdjax import device as dev
 from gdjax.engine import program
-from gdjax.friends import handed
+from gdjax.friends import check_concrete, handed
 from gdjax.plan import Plan
 
 
@@ -128,6 +128,7 @@ class Solution:
         >>> gdjax.minimize(gdjax.kernel.squared_loss, one, (2 * one, 4 * one), learning_rate=0.1, steps=5).summary()
         {'RAN_ALL_STEPS': 3, 'CONVERGED': 0, 'DIVERGED': 0}
         """
+        check_concrete(self.status)
         ended = dev.here(self.status)
         counts = {status: int(np.count_nonzero(ended == np.int8(status))) for status in Status}
         return {status.name: count for status, count in counts.items() if count or status != Status.STOPPED}

@@ -97,7 +97,9 @@ class Below(StopRule):
 
     def __init__(self, name: str, figure: Callable[[Step], Any], tol: float):
         if isinstance(tol, bool) or not isinstance(tol, (int, float)) or math.isnan(tol) or tol < 0:
-            raise ValueError(f"tol={tol!r} in {name}; pass a number, zero or more")
+            function = "; for a traced one, a function such as lambda step: step.loss <= tol"
+            mend = function if isinstance(tol, jax.core.Tracer) else ""
+            raise ValueError(f"tol={tol!r} in {name}; pass a number, zero or more{mend}")
         self.name, self.figure, self.tol = name, figure, float(tol)
 
     def test(self, step: Step, memory: Any) -> tuple[Any, Any]:

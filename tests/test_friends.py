@@ -140,14 +140,6 @@ def test_an_ensemble_of_equinox_networks():
         one = jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, out.weights)
         assert float(loss(one, x[i], t[i])) == pytest.approx(float(out.loss[i]), rel=1e-5)
 
-    @eqx.filter_jit
-    @eqx.filter_grad
-    def outer(networks):
-        return jnp.sum(gdjax.minimize(loss, networks, (x, t), learning_rate=0.1, steps=3).loss)
-
-    slope = outer(networks)
-    assert jax.tree.structure(slope) == jax.tree.structure(eqx.filter(networks, eqx.is_inexact_array))
-
 
 def test_an_ensemble_of_flax_networks():
     nnx = pytest.importorskip("flax.nnx", reason="flax is no dependency of the tests")
