@@ -209,9 +209,14 @@ def chosen(form: Form, batch: Batch) -> Plan:
     flags = own(batch.weights), batch.data_flags, batch.hyper_flags
     kind, device = plans.kind_of((batch.weights, batch.data, batch.hyper), flags), dev.select_device("auto")
     refused, _ = lane_form(form.program, batch)
-    if refused is not None and (form.plan is None or form.plan.kernel == "lanes"):
+    if form.plan is not None and form.plan.kernel == "vmap":
+        return form.plan
+    if refused is not None:
         return plans.fallback(kind, device, form.count, refused)
-    return form.plan or plans.refill(kind, device, form.count)
+    sound = plans.refill(kind, device, form.count)
+    if form.plan is not None and form.plan.kernel == "registers":
+        return dataclasses.replace(sound, reason="kernels in registers are for calls of minimize on their own")
+    return form.plan or sound
 
 
 def tiles(form: Form, plan: Plan, flags: Arrays, arrays: Arrays) -> tuple[refill.Ended, Any]:
