@@ -2,7 +2,8 @@
 
 Real devices are used where `--device gpu` or `tpu` has several. `--virtual` makes so many CPU devices out of one
 processor: they share its cores, one core to a device as long as there are cores, so that the best there can be is
-min(devices, cores) times one device. What is looked at then is the shape: nothing lost to dealing and to devices.
+min(devices, cores) times one device. What is looked at then is the shape, nothing lost to dealing and to devices, and
+the processor time that the same work takes, which says so on a busy machine too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--cases", nargs="+", default=CASES, metavar="NAME", help=f"default: {' '.join(CASES)}")
     options.add_argument("--device", default="cpu", help="the kind of devices: cpu, gpu, tpu (default cpu)")
     options.add_argument("--virtual", type=int, default=8, help="virtual CPU devices (default 8)")
-    options.add_argument("--problems", type=int, help="problems on all devices (default: a fifth of the case's)")
+    options.add_argument("--problems", type=int, help="problems on all devices (default: the case's own)")
     options.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
     options.add_argument("--out", type=Path, default=RESULTS, help="folder for the results (default bench/results)")
     return options
@@ -88,15 +89,18 @@ def measure(case: Any, devices: list[Any], problems: int, rounds: int) -> list[d
     first = {name: run() for name, (_, run) in made.items()}
     alone = first["strong", 1]
     seconds: dict[tuple[str, int], list[float]] = {name: [] for name in made}
+    work: dict[tuple[str, int], list[float]] = {name: [] for name in made}
     for _ in range(rounds):
         for name, (_, run) in made.items():
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             run()
             seconds[name].append(time.perf_counter() - began)
+            work[name].append(time.process_time() - busy)
     rows = []
     for (kind, count), (size, _) in made.items():
         base = seconds["weak" if kind == "weak" else "strong", 1]
         gain = statistics.median(a / b for a, b in zip(base, seconds[kind, count], strict=True))
+        each = statistics.median(work["strong", 1]) / made["strong", 1][0]
         rows.append(
             {
                 "case": case.name,
@@ -106,6 +110,8 @@ def measure(case: Any, devices: list[Any], problems: int, rounds: int) -> list[d
                 "seconds": seconds[kind, count],
                 # Work done per second against one device: with as many problems, or with as many per device.
                 "times_one": gain * (count if kind == "weak" else 1),
+                # Processor time per problem against that of all problems on one device: 1 where nothing is lost.
+                "work": statistics.median(work[kind, count]) / size / each,
                 "bit_equal": None if kind == "weak" and count < len(devices) else same(first[kind, count], alone),
             }
         )
@@ -122,7 +128,7 @@ def table(rows: list[dict[str, Any]], best: Callable[[int], int]) -> str:
         lines.append(
             f"| {row['case']} | {row['kind']} | {row['devices']} | {row['problems']:,} | "
             f"{statistics.median(row['seconds']):.3g} | {row['times_one']:.2f} | "
-            f"{row['times_one'] / best(row['devices']):.0%} | {equal} |"
+            f"{row['times_one'] / best(row['devices']):.0%} | {row['work']:.2f} | {equal} |"
         )
     return "\n".join(lines)
 
@@ -153,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{note}; medians of {options.rounds} interleaved rounds\n", flush=True)
     rows: list[dict[str, Any]] = []
     for case in cases:
-        rows += measure(case, devices, options.problems or case.problems // 5, options.rounds)
+        rows += measure(case, devices, options.problems or case.problems, options.rounds)
     print(table(rows, lambda count: min(count, cores) if virtual else count))
     now = datetime.datetime.now(datetime.UTC)
     about = environment.describe(devices[0]) | {"date": now.isoformat(timespec="seconds"), "devices": note}

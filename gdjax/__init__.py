@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gdjax import host, kernel, plot, reference, stop
+    from gdjax import distributed, host, kernel, over, plot, reference, stop
     from gdjax.batch import random_weights
     from gdjax.device import DeviceInfo, devices, select_device
     from gdjax.minimize import minimize
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from gdjax.progress import Progress
     from gdjax.solution import Solution, Status
     from gdjax.stream import StreamSolution, solve_stream
+    from gdjax.sweep import sweep
+    from gdjax.sweep_result import SweepResult
     from gdjax.verify import verify
 
 __version__ = "0.1.0"
@@ -25,21 +27,25 @@ __all__ = [
     "Solution",
     "Status",
     "StreamSolution",
+    "SweepResult",
     "__version__",
     "devices",
+    "distributed",
     "host",
     "kernel",
     "minimize",
+    "over",
     "plot",
     "random_weights",
     "reference",
     "select_device",
     "solve_stream",
     "stop",
+    "sweep",
     "verify",
 ]
 
-_MODULES = frozenset({"host", "kernel", "plot", "reference", "stop"})
+_MODULES = frozenset({"distributed", "host", "kernel", "over", "plot", "reference", "stop"})
 _HOMES = {
     "DeviceInfo": "device",
     "Plan": "plan",
@@ -47,11 +53,13 @@ _HOMES = {
     "Solution": "solution",
     "Status": "solution",
     "StreamSolution": "stream",
+    "SweepResult": "sweep_result",
     "devices": "device",
     "minimize": "minimize",
     "random_weights": "batch",
     "select_device": "device",
     "solve_stream": "stream",
+    "sweep": "sweep",
     "verify": "verify",
 }
 
@@ -59,7 +67,8 @@ _HOMES = {
 class _Package(ModuleType):
     """Loads a public name when it is first asked for: `gdjax --help` need not wait for JAX.
 
-    `gdjax.minimize` and `gdjax.verify` are functions; importing the modules of the same names must not hide them.
+    `gdjax.minimize`, `gdjax.sweep` and `gdjax.verify` are functions; importing the modules of the same names must not
+    hide them.
     """
 
     def __getattr__(self, name: str) -> Any:

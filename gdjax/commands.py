@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gdjax.console import bad_input_told, errors, output
+from gdjax.sweep_command import sweep
 
 app = typer.Typer(
     name="gdjax",
@@ -159,18 +160,29 @@ def solve(
             show_default="for tables from 2 GiB on, and folders",
         ),
     ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            help="Where process 0 of several listens, at a free port. The table is gone through in parts, which they "
+            "divide among them; --out must lie on a file system that they share. Under srun or mpirun leave these out.",
+            metavar="HOST:PORT",
+        ),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="How many processes there are.", min=1)] = None,
+    process_id: Annotated[int | None, typer.Option(help="Which of them this one is, from 0.", min=0)] = None,
 ) -> None:
     """Fit one linear model per group of a table, all groups at once.
 
     Inputs are standardised per group for the descent; weights come back in your units. With --out the columns
     are the group, intercept, one per input, loss, gradient_norm (in standard units: what --tol is compared
     with), steps and status, and a note where some group needs one. Exit status: 0 all fine, 1 some group
-    diverged, 2 bad usage or input.
+    diverged, 2 bad usage or input, 3 parts are missing since another process died: run the same again.
 
     Example: gdjax solve gapminder.csv --group country --inputs year --target lifeExp --out trends.csv
     """
     import numpy as np
 
+    from gdjax.distributed import launched
     from gdjax.optimizers import named_optimizer
     from gdjax.printing import print_fit, print_whereabouts
     from gdjax.regression import fit
@@ -182,7 +194,9 @@ def solve(
     with bad_input_told():
         names = [name.strip() for name in inputs.split(",") if name.strip()]
         check_names(group, names, target)
-        check_outputs(table, out, plot, streamed(table, stream))
+        launch = launched(coordinator, processes, process_id)
+        in_parts = streamed(table, stream, launch is not None)
+        check_outputs(table, out, plot, in_parts)
         if plot_kind is not PlotKind.fits and plot is None:
             raise ValueError(f"--plot-kind {plot_kind} says what --plot draws; give --plot FILE as well")
         rate = parse_rate(learning_rate)
@@ -202,8 +216,8 @@ def solve(
             "hyperparams": hyperparams,
         }
         sys.path.insert(0, os.getcwd())  # where a user's module:function is looked for
-        if streamed(table, stream):
-            raise typer.Exit(solve_streamed(table, out, plot, group, names, target, options))
+        if in_parts:
+            raise typer.Exit(solve_streamed(table, out, plot, group, names, target, options, launch))
 
         began = time.perf_counter()
         data = read_table(table, [*([group] if group else []), *names, target])
@@ -225,6 +239,9 @@ def solve(
     print_whereabouts(output, out, plot, len(labels))
     if (result.status == Status.DIVERGED).any():
         raise typer.Exit(1)
+
+
+app.command()(sweep)
 
 
 @app.command()

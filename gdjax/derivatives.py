@@ -205,8 +205,12 @@ def solved(function: Callable[[Any], Any], weights: Any, right: Any, symmetric: 
     if sum(sizes) <= DENSE:
         matrix = jax.vmap(matvec, out_axes=1)(jnp.eye(sum(sizes), dtype=dtype))
         return shaped(jnp.linalg.solve(matrix, flat(right)))
-    solve, tol = cg if symmetric else bicgstab, 100 * float(jnp.finfo(dtype).eps)
-    return shaped(solve(matvec, flat(right), tol=tol)[0])
+
+    def solve(matvec: Any, vector: Any) -> Any:
+        return (cg if symmetric else bicgstab)(matvec, vector, tol=100 * float(jnp.finfo(dtype).eps))[0]
+
+    # JAX's own functions can do this too, but not against the direction (jax 0.10: "open an issue").
+    return shaped(lax.custom_linear_solve(matvec, flat(right), solve, solve, symmetric=symmetric))
 
 
 def over_problems(function: Callable[..., Any], args: tuple[Any, ...], flags: tuple[Any, ...]) -> Any:

@@ -32,6 +32,11 @@ class DeviceInfo:
         memory_bytes: its memory in bytes, None where it does not say.
         count: how many devices of this platform there are.
         device: the `jax.Device`.
+
+    >>> import gdjax
+    >>> host = gdjax.devices()[-1]
+    >>> host.name.partition(":")[0], host.platform, str(host.device.platform)
+    ('cpu', 'cpu', 'cpu')
     """
 
     name: str
@@ -199,6 +204,8 @@ def cast(array: Any, dtype: Any) -> Any:
     """The array in another dtype, rounded as NumPy does; one that lies in shards stays where it lies."""
     if not in_shards(array):
         return np.asarray(array).astype(dtype, copy=False)
+    if array.dtype == dtype:
+        return array
     with jax.enable_x64(True):
         pieces = [jax.device_put(np.asarray(s.data).astype(dtype), s.device) for s in array.addressable_shards]
         return jax.make_array_from_single_device_arrays(array.shape, array.sharding, pieces)

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -173,10 +173,13 @@ def _join_parquet(tables: Iterator["pa.Table"], file: BinaryIO) -> None:
 
 
 def _write_npz(table: "pa.Table", file: BinaryIO) -> None:
-    # By hand, because numpy.savez takes no column that is called `file`.
+    write_arrays({name: table[name].to_numpy() for name in table.column_names}, file)
+
+
+def write_arrays(columns: Mapping[str, np.ndarray], file: BinaryIO) -> None:
+    """Columns as NPZ. By hand, because numpy.savez takes no column that is called `file`."""
     with zipfile.ZipFile(file, "w") as archive:
-        for name in table.column_names:
-            array = table[name].to_numpy()
+        for name, array in columns.items():
             array = array.astype(str) if array.dtype == object else array
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The smallest length to pad to. Fewer lengths are fewer programs to compile; shorter ones would save little.
-_SHORTEST = 16
+# The shortest lengths to pad to; beyond them powers of two. Each length is a program to compile, and short ones are
+# soon computed whatever their padding.
+_SHORT = (16, 64)
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,13 @@ class Groups:
 
     @property
     def lengths(self) -> np.ndarray:
-        """The length that each group is padded to: a power of two that follows from the group's own size.
+        """The length that each group is padded to, which follows from the group's own size.
 
         Not from the longest group's: a sum over more zeros may be taken in another order, and a group's bits must not
         depend on what else is in the table.
         """
-        return np.maximum(_SHORTEST, 1 << np.frexp(self.sizes - 0.5)[1].astype(np.int64))
+        power = 1 << np.frexp(self.sizes - 0.5)[1].astype(np.int64)
+        return np.select([power <= length for length in _SHORT], _SHORT, power)
 
     def batches(self) -> Iterator[np.ndarray]:
         """Groups that are padded to one length."""

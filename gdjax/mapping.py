@@ -41,6 +41,11 @@ class Mapped:
     options: dict[str, Any]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.data, tuple):
+            raise TypeError(
+                f"data is a {type(self.data).__name__}; pass a tuple with one entry per argument of the loss after the "
+                "weights, such as ('x', 't')"
+            )
         self.options = {**self.options, "device": dev.select_devices(self.options.get("device", "auto"))}
         self.starts: dict[int, Any] = {}
 
@@ -68,7 +73,7 @@ class Mapped:
                     f"column '{name}' holds {columns[name].type}, not numbers; convert it to numbers first"
                 )
         rows = len(columns[self.columns()[0]])
-        floating = [c.dtype for c in columns.values() if isinstance(c, np.ndarray) and c.dtype.kind == "f"]
+        floating = [columns[name].dtype for name in self.columns() if columns[name].dtype.kind == "f"]
         plain = np.result_type(*floating) if floating else np.dtype(np.float32)
 
         def start(leaf: Any) -> Any:
@@ -210,13 +215,18 @@ def versions(device: Any) -> dict[str, Any]:
     }
 
 
+def plain_text(jaxpr: Any) -> str:
+    """A jaxpr in words that are the same in every process: no addresses, no colours for a terminal."""
+    return re.sub(r"0x[0-9a-f]+", "", jaxpr.pretty_print(use_color=False))
+
+
 def program_digest(program: Program, batch: Batch) -> str:
     """What tells one problem's program (loss, update rule, stop rule) from another: its jaxprs and their constants."""
     digest = hashlib.sha256()
 
     def noted(function: Callable[..., Any], *shapes: Any) -> Any:
         closed, out = jax.make_jaxpr(function, return_shape=True)(*shapes)
-        digest.update(re.sub(r"0x[0-9a-f]+", "", str(closed)).encode())
+        digest.update(plain_text(closed).encode())
         digest.update(sources.digest_of(np.asarray(constant) for constant in closed.consts).encode())
         return out
 

@@ -45,6 +45,12 @@ class Plan:
 
     Raises:
         ValueError: a field that no plan can have.
+
+    >>> Plan(tile=1024, tiles=4)
+    Plan(kernel='lanes', tile=1024, tiles=4, chunk=1, reason='')
+    >>> Plan(tile=1000)
+    Traceback (most recent call last):
+    ValueError: tile=1000; pass a multiple of 32
     """
 
     kernel: str = "lanes"

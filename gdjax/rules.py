@@ -29,7 +29,7 @@ class Descent:
 
     schedule: Callable[[Any], Any] | None = None
     auto: bool = False
-    sticky = True
+    sticky = lasting = True
 
     def start(self, weights: Any) -> Any:
         return weights
@@ -56,11 +56,16 @@ class Descent:
 
 @dataclasses.dataclass(frozen=True)
 class Transformation:
-    """An optax-style `init`/`update` pair, or a function that makes one from the problem's hyperparameters."""
+    """An optax-style `init`/`update` pair, or a function that makes one from the problem's hyperparameters.
+
+    `lasting`: weights that are not finite stay so, since updates are added to them; but a rule may forgive a gradient
+    that is not finite.
+    """
 
     optimizer: Any
     constants: tuple[tuple[str, Any], ...] = ()
     sticky = False
+    lasting = True
 
     def start(self, weights: Any) -> Any:
         return weights
@@ -106,7 +111,7 @@ class Projected:
 
     rule: FreeRule
     project: Callable[[Any], Any]
-    sticky = False
+    sticky = lasting = False
 
     def start(self, weights: Any) -> Any:
         return self.project(weights)

@@ -95,12 +95,15 @@ class Sink:
         from pyarrow import parquet
 
         path = self.path(number)
-        for left in self.folder.glob(f".{path.stem}.*.tmp"):  # by a process that was killed
-            left.unlink(missing_ok=True)
+        sweep(self.folder, f".{path.stem}.")
         about = {"run": self.run, "part": number, "rows": table.num_rows, **about}
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), KEY: json.dumps(about).encode()})
-        with told(path), replacing(path, f".{path.stem}.") as file:
-            parquet.write_table(table, file.name, row_group_size=max(1, table.num_rows), **encoding(table.schema))
+        try:
+            with told(path), replacing(path, f".{path.stem}.") as file:
+                parquet.write_table(table, file.name, row_group_size=max(1, table.num_rows), **encoding(table.schema))
+        except SinkError:
+            if self.held(number) is None:  # else another process has just written the same part
+                raise
 
     def tables(self, count: int) -> Iterator[pa.Table]:
         """The tables of all parts in order."""
@@ -111,23 +114,32 @@ class Sink:
 
     def join(self, target: Path, count: int, arrange: Callable[[Iterator[pa.Table]], Iterator[pa.Table]]) -> None:
         """All parts in one file, in the format of its ending, whole or not at all."""
+        sweep(target.parent, f".{target.name}.")
         with told(target):
-            write_joined(target, arrange(self.tables(count)))
+            write_joined(target, arrange(self.tables(count)), f".{target.name}.")
 
     def clear(self) -> None:
         """Remove what was kept for the run's own use."""
         shutil.rmtree(self.folder / STAGED, ignore_errors=True)
+        sweep(self.folder, ".")
 
     def remove(self) -> None:
         """Remove the sink itself, the manifest last: what is left by a crash on the way is still this run's."""
         self.clear()
-        for path in self.folder.glob("*part-*"):
+        for path in self.folder.glob("part-*.parquet"):
             path.unlink()
         (self.folder / MANIFEST).unlink()
         try:
             self.folder.rmdir()
         except OSError:  # someone put a file of his own there
             pass
+
+
+def sweep(folder: Path, prefix: str) -> None:
+    """Remove temporary files that a killed process has left."""
+    for left in folder.glob("*.tmp"):
+        if left.name.startswith(prefix):
+            left.unlink(missing_ok=True)
 
 
 AGAIN = "delete that file and run the same again, which computes it anew"

@@ -17,7 +17,16 @@ from gdjax.plan import Plan
 
 
 class Status(enum.IntEnum):
-    """How a problem ended."""
+    """How a problem ended.
+
+    >>> import gdjax, numpy as np
+    >>> w, x, t = np.ones(2), np.array([1.0, 100.0]), np.ones(2)
+    >>> run = gdjax.minimize(gdjax.kernel.squared_loss, 2 * w, (x, t), learning_rate=0.5, steps=200)
+    >>> [Status(ended).name for ended in run.status]
+    ['RAN_ALL_STEPS', 'DIVERGED']
+    >>> print(run.status == Status.DIVERGED)
+    [False  True]
+    """
 
     RAN_ALL_STEPS = program.RAN_ALL_STEPS
     CONVERGED = program.CONVERGED

@@ -18,8 +18,12 @@ STREAMED_BYTES = 2 << 30
 """Tables at least this big are streamed without being asked."""
 
 
-def streamed(table: Path, asked: bool | None) -> bool:
-    """Whether a table is gone through in parts."""
+def streamed(table: Path, asked: bool | None, beside_others: bool = False) -> bool:
+    """Whether a table is gone through in parts: as asked, if it is big, or if several processes divide it."""
+    if beside_others:
+        if asked is False:
+            raise ValueError("several processes were started, which divide a table in parts; leave --no-stream out")
+        return True
     if asked is not None:
         return asked
     return table.is_dir() or (table.exists() and table.stat().st_size >= STREAMED_BYTES)

@@ -17,6 +17,7 @@ import numpy as np
 
 from gdjax.files import replacing
 from gdjax.formats import TableError, check_columns
+from gdjax.sink import told
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -282,6 +283,7 @@ def staged_csv(path: Path, numbers: Sequence[str], text: Sequence[str], folder: 
 
 def open_source(source: Any, columns: Sequence[str], text: Sequence[str], staging: Path) -> Source:
     """The source that a user names, its `columns` (numbers) and `text` (what is only handed on)."""
+    text = [name for name in text if name not in columns]
     if isinstance(source, Mapping):
         missing = [name for name in [*columns, *text] if name not in source]
         if missing:
@@ -292,8 +294,11 @@ def open_source(source: Any, columns: Sequence[str], text: Sequence[str], stagin
         return ParquetSource(files_of(path), [*columns, *text])
     if ending == ".npy":
         return open_source({path.stem: path}, columns, text, staging)
-    staging.mkdir(parents=True, exist_ok=True)
-    return staged_csv(path, columns, text, staging) if ending == ".csv" else staged_npz(path, columns, staging)
+    with told(staging):
+        staging.mkdir(parents=True, exist_ok=True)
+        if ending == ".csv":
+            return staged_csv(path, columns, text, staging)
+        return staged_npz(path, [*columns, *text], staging)
 
 
 def identity_of(source: Any) -> Any:

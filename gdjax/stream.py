@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class StreamSolution:
 
     def summary(self) -> dict[str, int]:
         """How many problems ended in each status, by its name, as `Solution.summary` does."""
-        return {status.name: self.counts.get(status.name, 0) for status in Status}
+        return {s.name: self.counts.get(s.name, 0) for s in Status if s is not Status.STOPPED}
 
 
 def solve_stream(
@@ -147,7 +148,7 @@ def open_job(
 ) -> Job:
     """The job that `solve_stream` runs: checked, its manifest written or compared, nothing computed yet."""
     mapping = Mapped(loss, weights, data, tuple(keep), checked_results(results), options)
-    folder, target = places(sink)
+    folder, target = places(sink, source)
     identity = sources.identity_of(source)
     check_source(folder, identity)
     staging = staging_folder(folder, identity)
@@ -185,15 +186,21 @@ def open_job(
     )
 
 
-def places(sink: Any) -> tuple[Path, Path | None]:
-    """The folder of parts, and the file they are joined into, if one is asked for."""
+def places(sink: Any, source: Any = None) -> tuple[Path, Path | None]:
+    """The folder of parts, and the file they are joined into, if one is asked for; neither may meet the source."""
     path = Path(sink)
     if path.suffix.lower() in WRITERS and not path.is_dir():
         check_output(path, tuple(WRITERS))
-        return path.with_name(path.name + ".parts"), path
-    if path.exists() and not path.is_dir():
+        folder, target = path.with_name(path.name + ".parts"), path
+    elif path.exists() and not path.is_dir():
         raise ValueError(f"sink {path} is a file; name a folder, or a file that ends in {', '.join(WRITERS)}")
-    return path, None
+    else:
+        folder, target = path, None
+    if isinstance(source, (str, os.PathLike)):
+        read = Path(source).resolve()
+        if read in (path.resolve(), *folder.resolve().parents):
+            raise ValueError(f"sink {path} is, or lies in, the source {source}; name another place")
+    return folder, target
 
 
 def check_source(folder: Path, identity: Any) -> None:

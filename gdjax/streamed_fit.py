@@ -22,9 +22,9 @@ from gdjax.files import replacing
 from gdjax.formats import TableError, check_columns, check_content
 from gdjax.jobs import Answer, Job
 from gdjax.losses import named_loss
-from gdjax.mapping import versions
+from gdjax.mapping import plain_text, versions
 from gdjax.regression import Fit, fit
-from gdjax.sink import STAGED, Sink
+from gdjax.sink import STAGED, Sink, told
 from gdjax.solution import Status
 from gdjax.solve import columns_of
 from gdjax.sources import ParquetSource
@@ -78,29 +78,31 @@ def open_fit_job(
     Raises:
         ValueError: what does not fit, in table, sink or options.
     """
-    folder, file = places(sink)
+    folder, file = places(sink, table)
     identity = sources.identity_of(table)
     check_source(folder, identity)
     chosen = named_loss(options.get("loss", "squared"), options.get("delta", 1.0), options.get("quantile", 0.5))
     device = dev.select_devices(options.get("device", "auto"))
     columns = [*([group] if group else []), *names, target]
     staging = staging_folder(folder, [identity, columns])
-    source = readable(table, columns, group, staging, say)
+    with told(staging):
+        source = readable(table, columns, group, staging, say)
     if source.rows == 0:
         raise TableError(f"{table.name} has no rows")
-    grouped, starts, moved = together(source, group, staging, say)
+    with told(staging):
+        grouped, starts, moved = together(source, group, staging, say)
     place = starts // part_rows
     cuts = np.concatenate([[0], np.flatnonzero(np.diff(place)) + 1, [len(starts)]])
     ends = np.append(starts, grouped.rows)
     rows = jax.ShapeDtypeStruct((3,), np.float32)
     parameter = () if options.get("loss") != "huber" else (rows,)
-    jaxpr = str(jax.make_jaxpr(chosen.elementwise)(rows, rows, *parameter)).encode()
-    told = {key: str(value) for key, value in sorted(options.items()) if key not in ("device", "names", "optimizer")}
+    jaxpr = plain_text(jax.make_jaxpr(chosen.elementwise)(rows, rows, *parameter)).encode()
+    plain = {key: str(value) for key, value in sorted(options.items()) if key not in ("device", "names", "optimizer")}
     optimizer = options.get("optimizer")
     about = versions(device[0]) | {
         "source": identity,
         "program": hashlib.sha256(jaxpr).hexdigest(),
-        "options": told | {"optimizer": getattr(optimizer, "__name__", None)},
+        "options": plain | {"optimizer": getattr(optimizer, "__name__", None)},
         "columns": {"group": group, "inputs": list(names), "target": target},
         "part_rows": part_rows,
         "problems": len(starts),

@@ -3,21 +3,24 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.markup import escape
 
 from gdjax.console import errors, output
+from gdjax.distributed import Launch, together
 from gdjax.jobs import StreamStopped
 from gdjax.printing import SHOWN_GROUPS, print_ends, print_models, print_whereabouts
 from gdjax.regression import Fit
 from gdjax.sink import read_part
 from gdjax.solution import Status
 from gdjax.solve import steps_hint
+from gdjax.stream import places
 from gdjax.streamed_fit import FitJob, open_fit_job
 
 INTERRUPTED = 130
+PARTS_MISSING = 3
 
 
 def solve_streamed(
@@ -28,19 +31,34 @@ def solve_streamed(
     names: Sequence[str],
     target: str,
     options: dict[str, Any],
+    launch: Launch | None = None,
 ) -> int:
-    """Fit a table in parts and print what came out; returns the exit status."""
+    """Fit a table in parts and print what came out, as the first of the processes; returns the exit status."""
     if out is None:
         raise ValueError("a table that is gone through in parts needs --out: a file, or a folder for the parts")
 
     def say(text: str) -> None:
         errors.print(escape(text), soft_wrap=True, highlight=False)
 
-    began = time.perf_counter()
-    job = open_fit_job(table, out, group=group, names=names, target=target, say=say, **options)
-    ready = time.perf_counter()
+    began = ready = time.perf_counter()
+
+    def open_job() -> FitJob:
+        nonlocal ready
+        opened = open_fit_job(table, out, group=group, names=names, target=target, say=say, **options)
+        ready = time.perf_counter()
+        return opened
+
     try:
-        job.run(progress=True)
+        if launch is None:
+            job = open_job()
+            job.run(progress=True)
+        else:
+            ending = together(launch, places(out)[0], open_job, progress=True, say=say)
+            if ending.lost or ending.missing:
+                say(ending.told)
+            if ending.missing or not ending.leads:
+                return PARTS_MISSING if ending.missing else 0
+            job = cast(FitJob, ending.job)
     except StreamStopped as stopped:
         say(str(stopped))
         return INTERRUPTED
@@ -51,7 +69,8 @@ def solve_streamed(
     counts = {status: totals.counts.get(status.name, 0) for status in Status}
     print_ends(output, counts, totals.notes, steps_hint(options["loss"]))
     spent = f"looked through in {ready - began:.2f} s, fitted in {solved - ready:.2f} s, compiling included"
-    output.print(f"{job.rows_read:,} rows {spent}, on {job.device}.")
+    where = job.device if launch is None else f"{job.device} of each of {launch.processes} processes"
+    output.print(f"{job.rows_read:,} rows {spent}, on {where}.")
     print_whereabouts(output, out, None, totals.problems)
     return 1 if counts[Status.DIVERGED] else 0
 

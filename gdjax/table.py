@@ -181,17 +181,18 @@ def write_table(path: str | os.PathLike[str], columns: Mapping[str, Any]) -> Non
         raise TableError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def write_joined(path: str | os.PathLike[str], tables: Iterator["pa.Table"]) -> None:
+def write_joined(path: str | os.PathLike[str], tables: Iterator["pa.Table"], prefix: str = ".gdjax-") -> None:
     """Write tables below one another into one file, whole or not at all; CSV and Parquet one table at a time.
 
     Args:
         path: as in `write_table`.
         tables: at least one table, all of one schema.
+        prefix: as in `replacing`.
     """
     import pyarrow as pa
 
     ending = Path(path).suffix.lower()
-    with replacing(path) as file:
+    with replacing(path, prefix) as file:
         if ending in JOINERS:
             JOINERS[ending](tables, file)
         else:

@@ -27,15 +27,19 @@ from gdjax.derivatives import Arrays, differentiable
 from gdjax.dryrun import check_program
 from gdjax.engine import history, refill
 from gdjax.engine.kernels import KERNELS
-from gdjax.engine.program import DIVERGED, RUNNING, Program
+from gdjax.engine.program import DIVERGED, RUNNING, Program, absent
 from gdjax.engine.tile import inward, outward, over_tiles
+from gdjax.forms import lane_form
 from gdjax.pieces import hashable, own, unhashed
 from gdjax.plan import VECTOR, Plan
-from gdjax.session import check_carried, lane_form
+from gdjax.session import check_carried
 from gdjax.solution import Solution, State
 
 DEVICE = "traced"
 """What a solution gives for its device where the surrounding program decides on it."""
+
+TILE_BYTES, MOST_LANES = 512 * 1024, 4096
+"""Size of a tile under vmap, and problems in any tile: smaller ones cost calls, larger ones leave the cache."""
 
 
 def wanted(program: Program, batch: Batch, state: State | None) -> bool:
@@ -205,18 +209,25 @@ def compiled(form: Form) -> Callable[[Arrays], tuple[Any, Plan]]:
 
 
 def chosen(form: Form, batch: Batch) -> Plan:
-    """In lanes where the problem has a lane form, as outside."""
+    """In lanes where the problem has a lane form and the caller's compiler can be expected to serve it well.
+
+    On a CPU it splits operations on tiles beyond the fastest cache over its threads, at every step; sessions switch
+    that off, here it is not ours to say. Larger problems run under vmap then.
+    """
     flags = own(batch.weights), batch.data_flags, batch.hyper_flags
     kind, device = plans.kind_of((batch.weights, batch.data, batch.hyper), flags), dev.select_device("auto")
     refused, _ = lane_form(form.program, batch)
-    if form.plan is not None and form.plan.kernel == "vmap":
-        return form.plan
-    if refused is not None:
-        return plans.fallback(kind, device, form.count, refused)
-    sound = plans.refill(kind, device, form.count)
-    if form.plan is not None and form.plan.kernel == "registers":
-        return dataclasses.replace(sound, reason="kernels in registers are for calls of minimize on their own")
-    return form.plan or sound
+    plan = form.plan
+    if plan is not None and plan.kernel == "registers":  # kernels are for calls of their own, which can try them first
+        plan = None
+    if plan is not None and not (refused and plan.kernel == "lanes"):
+        return plan
+    if not dev.is_host(device):
+        return plans.fallback(kind, device, form.count, refused) if refused else plans.refill(kind, device, form.count)
+    if refused is None and kind.bytes * VECTOR <= plans.CACHE_BYTES:
+        return Plan("lanes", plans.power_below(plans.CACHE_BYTES / kind.bytes, VECTOR, MOST_LANES))
+    reason = refused or "a tile of lanes is larger than the fastest cache"
+    return Plan("vmap", plans.power_below(TILE_BYTES / kind.bytes, VECTOR, MOST_LANES), reason=reason)
 
 
 def tiles(form: Form, plan: Plan, flags: Arrays, arrays: Arrays) -> tuple[refill.Ended, Any]:
@@ -234,10 +245,16 @@ def tiles(form: Form, plan: Plan, flags: Arrays, arrays: Arrays) -> tuple[refill
         return jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1), mode="edge") if flag and missing else leaf
 
     kernel = KERNELS[plan.kernel](size)
-    kernel.zero = lax.optimization_barrier(jnp.float32(-0.0))
+    kernel.zero = negative_zero(arrays.weights)
     run = functools.partial(one_tile, kernel, form, flags)
     out = over_tiles(run, size, number, jax.tree.map(padded, arrays, flags), flags, number)
     return jax.tree.map(lambda leaf: leaf[: form.count], out) if missing else out
+
+
+def negative_zero(weights: Any) -> Any:
+    """A −0.0 that the compiler does not know: it hangs on a weight (which, were it NaN, would make it 0.0)."""
+    first = next(leaf for leaf in jax.tree.leaves(weights) if leaf.size)
+    return jnp.where(jnp.isnan(first[(0,) * first.ndim]), jnp.float32(0.0), jnp.float32(-0.0))
 
 
 def one_tile(kernel: Any, form: Form, flags: Arrays, piece: Arrays) -> tuple[Any, Any]:
@@ -276,9 +293,13 @@ def noted(kernel: Any, form: Form, flags: refill.Running) -> Callable[[refill.Ru
             out, out_flags = kernel.call(program.advance, (lane, *rest), (flags.lane, *rest_flags), carried=1)
             return kernel.spread(out, out_flags, flags.lane)
 
+        def figure(lane: Any, data: Any) -> Any:
+            runs = lane["status"] == RUNNING
+            return jax.tree.map(lambda leaf: jnp.where(runs, leaf, absent(leaf)), program.figure(lane, data))
+
         def row(lane: Any, _: None) -> tuple[Any, Any]:
-            figure, own_figure = kernel.call(program.noted, (lane, data), (flags.lane, flags.data), carried=1)
-            return lax.fori_loop(0, form.every, step, lane), kernel.spread(figure, own_figure, own(own_figure))
+            seen, own_seen = kernel.call(figure, (lane, data), (flags.lane, flags.data), carried=1)
+            return lax.fori_loop(0, form.every, step, lane), kernel.spread(seen, own_seen, own(own_seen))
 
         lane, rows = lax.scan(row, lane, None, length=form.steps // form.every + 1)
         out, out_flags = history.stacked(kernel, history.Noted(lane, rows), history.Noted(flags.lane, None))

@@ -220,6 +220,7 @@ BAD_OPTIONS = [
     (["--device", "abacus"], "abacus"),
     (["--out", "no/such/folder/fits.csv"], "there is no folder"),
     (["--out", "fits.xlsx"], "'.xlsx'; it must be one of .csv"),
+    (["--plot-kind", "steps"], "--plot-kind steps says what --plot draws; give --plot FILE as well"),
     (["--plot", "fits.pdf"], "'.pdf'; it must be one of .png, .svg"),
     (["--plot", "no/such/folder/fits.png"], "there is no folder"),
     (["--speed", "9"], "--speed"),
@@ -233,6 +234,13 @@ def test_bad_usage_is_told_on_stderr_with_status_2(table, options, message):
     result = call("solve", table(), *arguments, status=2)
     assert message in result.stderr
     assert result.stdout == ""
+
+
+def test_the_picture_may_be_of_the_steps_instead(tmp_path):
+    for kind, told in (("steps", "Steps to convergence"), ("fits", "Afghanistan")):
+        call(*TRENDS, "--plot", tmp_path / "a.svg", "--plot-kind", kind)
+        picture = (tmp_path / "a.svg").read_text()
+        assert f"<!-- {told} -->" in picture
 
 
 @pytest.mark.parametrize("option", ["--out", "--plot"])

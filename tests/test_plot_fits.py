@@ -88,7 +88,8 @@ def test_tables_of_every_shape_are_drawn(tmp_path, inputs, groups, rows):
 def test_no_fit_came_to_a_good_end(tmp_path):
     for inputs in (1, 2):
         shown = picture(groups=40, inputs=inputs)
-        save(draw(shown, status=None, weights=np.full((40, inputs), np.inf)), tmp_path / "a.png")
+        gone = {"weights": np.full((40, inputs), np.inf), "intercept": np.full(40, -np.inf)}
+        save(draw(shown, status=None, **gone), tmp_path / "a.png")
 
 
 def test_names_are_drawn_as_they_are(tmp_path):
@@ -120,7 +121,7 @@ def test_a_group_without_rows_leaves_its_panel_empty():
         ({"labels": ["one"]}, "labels has 1 entries; pass 2"),
         ({"input_names": ["a", "b"]}, "input_names has 2 entries; pass 1"),
         ({"status": [1, 7]}, "status has numbers that are no gdjax.Status"),
-        ({"target": ["a"] * 24}, "target is list without numbers"),
+        ({"target": ["a"] * 24}, "target is a list that does not hold numbers"),
     ],
 )
 def test_what_does_not_fit_is_told(changes, told):

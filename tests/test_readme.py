@@ -41,7 +41,8 @@ def lines(printed: str) -> list[str]:
     return [SPENT.sub("# s", line.rstrip()) for line in printed.splitlines() if line.strip()]
 
 
-def test_the_python_prints_what_is_shown_below_it(capsys):
+def test_the_python_prints_what_is_shown_below_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some of it writes files
     code = [(text, shown) for language, text, shown in blocks() if language == "python"]
     assert len(code) >= 4
     session: dict[str, object] = {}  # as a reader would: one block after the other

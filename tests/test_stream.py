@@ -97,6 +97,28 @@ def test_one_file_is_written_at_the_end_and_nothing_else(tmp_path, problems, end
             np.testing.assert_array_equal(found["weights"], np.asarray(alone(arrays()).weights))
 
 
+@pytest.mark.parametrize("ending", ["csv", "npz", "parquet"])
+def test_columns_are_handed_on_from_every_kind_of_file(tmp_path, ending):
+    source = tmp_path / f"problems.{ending}"
+    held = {**arrays(count=200), "id": np.array([f"problem {number}" for number in range(200)])}
+    if ending == "csv":
+        csv.write_csv(pa.table(held), source)
+    elif ending == "npz":
+        np.savez(source, **held)
+    else:
+        parquet.write_table(pa.table(held), source)
+    solve(source, tmp_path / "out", keep=["id", "x"], dtype="float32")
+    found = parquet.read_table(tmp_path / "out")
+    assert found.column_names == ["id", "x", *FIELDS]
+    assert found["id"].to_pylist() == held["id"].tolist()
+    np.testing.assert_allclose(found["x"].to_numpy(), held["x"], rtol=1e-6)
+
+
+def test_a_column_of_the_results_cannot_be_handed_on(tmp_path):
+    with pytest.raises(ValueError, match="keep names 'loss', which is a column of the results"):
+        solve({**arrays(), "loss": arrays()["w"]}, tmp_path / "out", keep=["loss"])
+
+
 def loss(w, x, t, scale):
     return jnp.mean((w["a"] @ x + w["b"] - t) ** 2) * scale
 
@@ -230,6 +252,10 @@ def test_sinks_that_are_none(tmp_path, problems):
     (tmp_path / "broken" / MANIFEST).write_text("{")
     with pytest.raises(ValueError, match=r"_manifest\.json cannot be read"):
         solve(problems, tmp_path / "broken")
+    with pytest.raises(ValueError, match="is, or lies in, the source"):
+        solve(problems, problems)
+    with pytest.raises(ValueError, match="is, or lies in, the source"):
+        solve(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="there is no folder"):
         solve(problems, tmp_path / "no" / "out.csv")
     with pytest.raises(ValueError, match="is a file; name a folder"):

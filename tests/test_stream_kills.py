@@ -51,9 +51,8 @@ def killed_and_finished(tmp_path, kind, kills, seed):
         assert sorted(path.name for path in tmp_path.iterdir()) == [sink.name, source.name, wanted.name]
 
 
-@pytest.mark.parametrize("kind", ["arrays", "groups"])
-def test_a_few_kills(tmp_path, kind):
-    killed_and_finished(tmp_path, kind, 3, 0)
+def test_a_few_kills(tmp_path):
+    killed_and_finished(tmp_path, "arrays", 4, 0)
 
 
 @pytest.mark.slow

@@ -48,11 +48,17 @@ class Program:
         return self.rule.init(weights, self.bound(data), hyper)
 
     def step(self, weights: Any, state: Any, healthy: Any, index: Any, data: Any, hyper: Any) -> tuple[Any, Any, Any]:
-        """One update, not looking whether it is a good one; `healthy` goes false with the first gradient not finite."""
+        """One update, not looking whether it is a good one.
+
+        A gradient that is not finite leaves its trace: in the weights where they keep it, as NaN, since an array of its
+        own would have every step computed once more; elsewhere `healthy` goes false.
+        """
         gradient = jax.grad(self.loss)(weights, *data)
         new, state = self.rule.update(gradient, state, weights, index, self.bound(data), hyper)
-        if not self.rule.sticky:
+        if not self.rule.lasting:
             healthy = healthy & finite(gradient) & finite(new)
+        elif not self.rule.sticky:
+            new = self.mark({"weights": new}, finite(gradient))["weights"]
         return new, state, healthy
 
     def report(self, weights: Any, data: Any) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ what its docstring shows and checks itself against an answer that does not come 
 """
 
 import csv
+import io
 import sys
 from collections.abc import Callable
 from importlib.resources import files
@@ -26,8 +27,8 @@ def run(main: Callable[[], Any]) -> None:
 
 def gapminder() -> dict[str, np.ndarray]:
     """The columns of the table that comes with gdjax, sorted by country and year."""
-    with (files("gdjax") / "data" / "gapminder.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = (files("gdjax") / "data" / "gapminder.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text)))
     words = ("country", "continent")
     return {name: np.array([row[name] if name in words else float(row[name]) for row in rows]) for name in rows[0]}
 

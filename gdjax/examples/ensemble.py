@@ -1,12 +1,15 @@
-"""An ensemble of small neural networks: two hundred opinions are better than one, and say how far they differ.
+"""An ensemble of small neural networks: a hundred opinions are better than one.
 
-Each network learns life expectancy from income, population and continent (gapminder, 2007), on a resample of 100
-countries of its own and from a random start of its own, with Adam from optax. On the 42 countries that none has seen,
+Each network learns life expectancy from income, population and continent (gapminder, 2007), on a resample of 60
+countries of its own and from a random start of its own, with Adam from optax. On the 82 countries that none has seen,
 the mean of the networks errs less than the networks do on average, by exactly as much as they differ from each other:
 the ensemble's square error = the networks' mean square error - the variance between them (Krogh and Vedelsby, 1995).
 
     $ python -m gdjax.examples.ensemble ensemble.png
-    {'RAN_ALL_STEPS': 200, 'CONVERGED': 0, 'DIVERGED': 0}
+    {'RAN_ALL_STEPS': 100, 'CONVERGED': 0, 'DIVERGED': 0}
+    error in years: a network 8.2, the ensemble 6.5
+    better than it: 1 of 100 networks
+    what it gains is their variance: True
 """
 
 from typing import Any
@@ -19,7 +22,7 @@ import optax
 import gdjax
 from gdjax.examples import gapminder, run
 
-NETWORKS, HIDDEN, TRAINED = 200, 8, 100
+NETWORKS, HIDDEN, TRAINED = 100, 6, 60
 
 
 def network(w: Any, x: Any) -> Any:
@@ -49,8 +52,7 @@ def main() -> Any:
         (often, x[learn], t[learn]),
         in_axes=(0, None, None),
         optimizer=optax.adam(0.02),
-        steps=300,
-        record=10,
+        steps=200,
     )
     print(solution.summary())
 
@@ -60,9 +62,10 @@ def main() -> Any:
     alone = np.mean((said - truth) ** 2, axis=1)
     together = np.mean((said.mean(axis=0) - truth) ** 2)
     print(f"error in years: a network {np.sqrt(alone.mean()):.1f}, the ensemble {np.sqrt(together):.1f}")
-    print(f"better than it: {np.mean(alone < together):.0%} of the networks")
+    print(f"better than it: {np.sum(alone < together)} of {NETWORKS} networks")
     print("what it gains is their variance:", np.allclose(alone.mean() - together, said.var(axis=0).mean()))
-    return gdjax.plot.loss_over_steps(solution, title="Loss of 200 networks")
+    mean, names = table["lifeExp"].mean(), ["life expectancy that the ensemble predicts"]
+    return gdjax.plot.fits(mean + said.mean(axis=0), mean + truth, [1.0], input_names=names, target_name="observed")
 
 
 if __name__ == "__main__":

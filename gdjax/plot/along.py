@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BANDS = ((0.05, 0.95, 0.18), (0.25, 0.75, 0.35))
+_RUNAWAY = 100  # times the loss of steps too short is a loss that has run away
 _DOTTED = 40  # values up to this number get a dot each
 _LOOKS: dict[Status, dict[str, Any]] = {
     Status.CONVERGED: {"color": style.BLUE},
@@ -36,7 +37,7 @@ def line(
     if not np.isfinite(worth).any():
         handles = lost
         top.set_yticks([])
-    style.scale(top, np.array([quantile(worth.T, share) for share in (0.05, 0.5, 0.95)]))
+    style.scale(top, _shown(worth))
     handles += _best(top, axis, worth)
     top.set_ylabel(style.plain(label))
     style.tidy(top)
@@ -47,6 +48,23 @@ def line(
     edges = axis.edges()
     bottom.set_xlim(edges[0], edges[-1])
     style.legend_below(figure, handles)
+
+
+def _shown(worth: np.ndarray) -> np.ndarray:
+    """The losses that the scale is made for.
+
+    On one side of the best value steps grow too short, and the loss there stays below where it started; on the other
+    they grow too long and it runs away, be it without overflowing. What is far above the lower side leaves the picture.
+    """
+    quantiles = np.array([quantile(worth.T, share) for share in (0.05, 0.5, 0.95)])
+    median = quantiles[1]
+    best = int(np.argmin(median))
+    sides = [side[np.isfinite(side)].max(initial=-np.inf) for side in (median[:best], median[best + 1 :])]
+    lower, higher = sorted(sides)
+    if 0 < lower and higher > _RUNAWAY * lower:
+        top = quantiles[2][median <= lower].max()
+        return np.minimum(quantiles, 2 * (lower if np.isinf(top) else top))
+    return quantiles
 
 
 def _median(axes: "Axes", axis: Axis, worth: np.ndarray) -> list[Any]:
@@ -108,7 +126,9 @@ def _strip(axes: "Axes", axis: Axis, ends: np.ndarray) -> list[Any]:
         share = (ends == status).mean(axis=1)
         if share.any():
             handles.append(
-                axes.bar(edges[:-1], share, np.diff(edges), base, align="edge", linewidth=0, label=word, **_LOOKS[status])
+                axes.bar(
+                    edges[:-1], share, np.diff(edges), base, align="edge", linewidth=0, label=word, **_LOOKS[status]
+                )
             )
         base += share
     axes.set(ylim=(0, 1), yticks=[0, 1], yticklabels=["0", "all"], ylabel="share")

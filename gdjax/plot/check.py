@@ -28,7 +28,7 @@ def numbers(name: str, values: Any, ndim: int | None = None) -> np.ndarray:
     try:
         array = np.asarray(values).astype(np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} is {type(values).__name__} without numbers; pass an array of numbers") from None
+        raise ValueError(f"{name} is a {type(values).__name__} that does not hold numbers; pass an array") from None
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"{name} has shape {array.shape}; pass an array with {ndim} {'axis' if ndim == 1 else 'axes'}")
     return array

@@ -50,6 +50,8 @@ def descent(
     >>> descent(reference.squared_loss, path.weights, (2.0, 4.0)).axes[0].get_xlabel()
     'weight'
     """
+    if not isinstance(data, tuple):
+        raise ValueError(f"data is a {type(data).__name__}; pass a tuple of one problem's data, such as (x, t)")
     path = numbers("weights", weights)
     plane = path.ndim == 2 and path.shape[1] == 2
     path = path[:, 0] if path.ndim == 2 and path.shape[1] == 1 else path
@@ -129,7 +131,7 @@ def _tangents(
     if bent <= 1e-9 * np.abs(curve).max():
         return
     first = path[:_TANGENTS]
-    apart = np.array([all(abs(w - other) > 0.04 * span for other in first[:k]) for k, w in enumerate(first)])
+    apart = np.array([all(abs(w - other) > 0.12 * span for other in first[:k]) for k, w in enumerate(first)])
     h = 1e-5 * span
     slopes = (_losses(loss, first + h, data) - _losses(loss, first - h, data)) / (2 * h)
     half = np.array([-0.14, 0.14]) * span

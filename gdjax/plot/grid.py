@@ -52,6 +52,7 @@ def final_loss(
     >>> final_loss({"learning_rate": rates, "seed": seeds}, losses).axes[-1].get_xlabel()
     'learning_rate'
     """
+    _check_axes(axes)
     losses = numbers("loss", loss)
     drawn = _drawn_at_random(axes, losses)
     if not drawn:
@@ -85,9 +86,16 @@ def _drawn_at_random(axes: Mapping[str, Any], losses: np.ndarray) -> bool:
     return len(axes) > 1 and losses.ndim == 1 and all(len(values) == len(losses) for values in axes.values())
 
 
+def _check_axes(axes: Any) -> None:
+    example = "pass the values of each axis of loss by name, such as {'learning_rate': rates}"
+    if not isinstance(axes, Mapping) or not axes:
+        raise ValueError(f"axes is {'empty' if isinstance(axes, Mapping) else f'a {type(axes).__name__}'}; {example}")
+    for name, values in axes.items():
+        if not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0 or isinstance(values, str):
+            raise ValueError(f"axes[{name!r}] is {values!r}, without a length; pass a sequence of its values")
+
+
 def _check_shape(axes: Mapping[str, Any], losses: np.ndarray) -> None:
-    if not axes:
-        raise ValueError("axes is empty; pass the values of each axis of loss by name")
     wanted = tuple(len(values) for values in axes.values())
     if losses.shape != wanted:
         told = ", ".join(f"{name} {length}" for name, length in zip(axes, wanted, strict=True))
@@ -100,7 +108,7 @@ def _over(axes: Mapping[str, Any], over: str | Sequence[str] | None) -> list[str
     if over is None:
         floating = [name for name, values in axes.items() if is_floating(values)]
         return floating if 1 <= len(floating) <= 2 else list(axes)[:1]
-    names = [over] if isinstance(over, str) else list(over)
+    names: list[Any] = list(over) if isinstance(over, (list, tuple)) else [over]
     for name in names:
         if name not in axes:
             raise ValueError(f"over names {name!r}; the axes are {', '.join(axes)}")

@@ -1,6 +1,7 @@
 """The loss over the steps of a run: median and quantiles over the batch, or problems one by one."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,6 +99,8 @@ def _arrays(record: Any, steps: Any, final: Any, status: Any) -> tuple[np.ndarra
             raise ValueError("the solution has no record; run minimize with record=k, the loss every k steps")
         steps, final, status = record.record_steps, np.ravel(record.loss), np.ravel(record.status)
         record = record.record
+    if isinstance(record, (Mapping, tuple)):
+        raise ValueError("record holds several figures; pass the losses among them, [N, R], and steps=record_steps")
     losses = numbers("record", record)
     if losses.ndim < 2:
         raise ValueError(f"record has shape {losses.shape}; pass the losses of N problems at R steps, [N, R]")
@@ -105,6 +108,8 @@ def _arrays(record: Any, steps: Any, final: Any, status: Any) -> tuple[np.ndarra
         raise ValueError(f"record has shape {losses.shape}; pass at least one problem at one step")
     losses = losses.reshape(-1, losses.shape[-1])
     where = np.arange(losses.shape[1]) if steps is None else numbers("steps", steps, 1)
+    if not np.isfinite(where).all():
+        raise ValueError("steps has entries that are not finite; pass solution.record_steps")
     for name, array, wanted in (("steps", where, losses.shape[1]), ("final", final, len(losses))):
         if array is not None and np.shape(array) != (wanted,):
             raise ValueError(f"{name} has shape {np.shape(array)}, record {losses.shape}; pass {name} as [{wanted}]")
@@ -112,7 +117,10 @@ def _arrays(record: Any, steps: Any, final: Any, status: Any) -> tuple[np.ndarra
 
 
 def _alone(problems: Sequence[int], count: int) -> list[int]:
-    alone = [int(problem) for problem in problems]
+    try:
+        alone = [operator.index(problem) for problem in problems]
+    except TypeError:
+        raise ValueError(f"problems={problems!r}; pass a list of problems' numbers, such as [0, 7]") from None
     for problem in alone:
         if not 0 <= problem < count:
             raise ValueError(f"problems has {problem}; there are problems 0 to {count - 1}")

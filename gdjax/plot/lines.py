@@ -69,12 +69,12 @@ def fits(
     Args:
         inputs: `[rows]` or `[rows, P]`, in the users' units, as everything here.
         target: `[rows]`.
-        weights: `[N]` or `[N, P]`, a row per group.
-        intercept: `[N]`; 0 if not given.
+        weights: `[N]` or `[N, P]`, a row per group; a number for a single group and input.
+        intercept: `[N]`, or a number; 0 if not given.
         groups: `[rows]`, which group a row belongs to, 0 to N - 1; may be left out for a single group.
         labels: the groups' N names.
         status: `[N]`, a `gdjax.Status` for each group; without it, weights that are not finite count as diverged.
-        input_names: P names.
+        input_names: P names; a text for a single input.
         target_name: the target's name.
         group_name: the name of what the groups are, such as "country".
         response: turns `x · w + b` into the target's expected value; by default nothing is done to it.
@@ -92,13 +92,17 @@ def fits(
     t = numbers("target", target, 1)
     x = numbers("inputs", inputs)
     x = x[:, None] if x.ndim == 1 else x
-    w = numbers("weights", weights)
+    w = np.atleast_1d(numbers("weights", weights))
     w = w[:, None] if w.ndim == 1 else w
-    b = np.zeros(len(w)) if intercept is None else numbers("intercept", intercept, 1)
+    b = np.zeros(len(w)) if intercept is None else np.atleast_1d(numbers("intercept", intercept))
     _check_rows(x, t, w, b, groups)
     codes = np.zeros(len(t), np.int64) if groups is None else np.asarray(groups)
-    names = input_names or [f"input {number}" for number in range(x.shape[1])]
-    for name, given, wanted in (("labels", labels or [""] * len(w), len(w)), ("input_names", names, x.shape[1])):
+    names = [input_names] if isinstance(input_names, str) else input_names
+    names = names if len(names) else [f"input {number}" for number in range(x.shape[1])]
+    for name, given, wanted in (
+        ("labels", labels if len(labels) else [""] * len(w), len(w)),
+        ("input_names", names, x.shape[1]),
+    ):
         if len(given) != wanted:
             raise ValueError(f"{name} has {len(given)} entries; pass {wanted}")
     if not len(labels) and len(w) > 1:
@@ -124,7 +128,7 @@ def _check_rows(x: np.ndarray, t: np.ndarray, w: np.ndarray, b: np.ndarray, grou
         raise ValueError(f"inputs has shape {x.shape}, target {t.shape}; pass [rows] or [rows, P], and [rows]")
     if w.ndim != 2 or w.shape[1] != x.shape[1] or not len(w):
         raise ValueError(f"weights has shape {w.shape}, inputs {x.shape}; pass one weight per input for each group")
-    if len(b) != len(w):
+    if b.shape != (len(w),):
         raise ValueError(f"intercept has {len(b)} entries, weights {len(w)} groups; pass one for each")
     if groups is None and len(w) > 1:
         raise ValueError(f"weights has {len(w)} groups; pass groups=, which of them each row belongs to")
@@ -170,7 +174,8 @@ def _line(axes: "Axes", picture: Picture, group: int, dots: dict[str, Any]) -> N
     drawn = _some(np.arange(len(x)))
     axes.plot(x[drawn], t[drawn], zorder=2, **dots)
     reach = np.linspace(x.min(), x.max(), 100) if x.max() > x.min() else x[:1] + np.array([-0.5, 0.5])
-    curve = picture.response(reach * picture.weights[group, 0] + picture.intercept[group])
+    with np.errstate(all="ignore"):  # of a fit that diverged
+        curve = picture.response(reach * picture.weights[group, 0] + picture.intercept[group])
     good = picture.good[group]
     if not good:  # a line that ran away must not take the scale with it
         room = 0.5 * (t.max() - t.min()) or 1.0

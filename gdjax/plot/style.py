@@ -164,12 +164,23 @@ def scale(axes: "Axes", values: np.ndarray, above: float = 1.0) -> None:
     low, high, log, _ = reach(values)
     if log:
         axes.set_yscale("log")
+        if high < 100 * low:
+            few_decades(axes.yaxis)
         first, last = np.log10([low, high])
         room = 0.06 * (last - first)
         axes.set_ylim(max(10 ** (first - room), 1 / _HUGE), min(10 ** (last + room * above), _HUGE))
     else:
         room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
         axes.set_ylim(low - room, high + room * above)
+
+
+def few_decades(axis: "Axis") -> None:
+    """Ticks at 1, 2, 5, 10, ... in plain numbers, where powers of ten alone are too few."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def colour_scale(values: np.ndarray) -> tuple[Any, str]:
