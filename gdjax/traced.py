@@ -29,9 +29,10 @@ from gdjax.engine import history, refill
 from gdjax.engine.kernels import KERNELS
 from gdjax.engine.program import DIVERGED, RUNNING, Program, absent
 from gdjax.engine.tile import inward, outward, over_tiles
+from gdjax.forms import lane_form
 from gdjax.pieces import hashable, own, unhashed
 from gdjax.plan import VECTOR, Plan
-from gdjax.session import check_carried, lane_form
+from gdjax.session import check_carried
 from gdjax.solution import Solution, State
 
 DEVICE = "traced"
@@ -216,8 +217,11 @@ def chosen(form: Form, batch: Batch) -> Plan:
     flags = own(batch.weights), batch.data_flags, batch.hyper_flags
     kind, device = plans.kind_of((batch.weights, batch.data, batch.hyper), flags), dev.one_device("auto")
     refused, _ = lane_form(form.program, batch)
-    if form.plan is not None and not (refused and form.plan.kernel == "lanes"):
-        return form.plan
+    plan = form.plan
+    if plan is not None and plan.kernel == "registers":  # kernels are for calls of their own, which can try them first
+        plan = None
+    if plan is not None and not (refused and plan.kernel == "lanes"):
+        return plan
     if not dev.is_host(device):
         return plans.fallback(kind, device, form.count, refused) if refused else plans.refill(kind, device, form.count)
     if refused is None and kind.bytes * VECTOR <= plans.CACHE_BYTES:

@@ -274,6 +274,13 @@ def test_a_kernel_that_is_wrong_is_not_used(monkeypatch, caplog):
     assert same_bits(out.weights, plain.weights)
 
 
+def test_inside_jit_it_runs_in_lanes():
+    weights, data = LOSSES["squared"].batch(40)
+    solve = lambda w: gdjax.minimize(squared, w, data, learning_rate=0.1, steps=2, plan=REGISTERS)  # noqa: E731
+    inside = jax.jit(lambda w: solve(w).weights)(weights)
+    np.testing.assert_allclose(inside, solve(weights).weights, rtol=1e-5)
+
+
 @pytest.mark.parametrize("when", ["compiling", "running"])
 def test_a_kernel_that_fails_is_given_up_and_the_call_goes_on(when, monkeypatch, caplog):
     def failing_loss(w, x, t):
