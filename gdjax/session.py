@@ -1,9 +1,8 @@
-"""Compiled programs of one kind of problem, kept between calls, and the way of a batch through them."""
+"""The way of a batch through the compiled programs of its kind of problem, which are kept between calls."""
 
 from __future__ import annotations
 
 import collections
-import copy
 import dataclasses
 import logging
 import threading
@@ -15,15 +14,14 @@ import numpy as np
 
 from gdjax import device as dev
 from gdjax import plan as plans
-from gdjax import trust, tuning
+from gdjax import tuning
 from gdjax.batch import Batch, problem_shapes
+from gdjax.blocks import Blocks
 from gdjax.dryrun import check_program
 from gdjax.engine import fixed, history, refill, rounds
-from gdjax.engine.feed import Block, compile_block, in_flight, run_block
+from gdjax.engine.feed import Block, run_block
 from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, STOPPED, Program
-from gdjax.forms import lane_form
 from gdjax.key import Key, key_of
-from gdjax.memory import Ceiling
 from gdjax.pieces import cut, hashable, joined, own, pick, scatter, shared_once, unhashed
 from gdjax.plan import Plan
 from gdjax.progress import FIRST, Watch
@@ -66,29 +64,14 @@ class Job:
     watch: Watch | None = None
 
 
-class Session:
+class Session(Blocks):
     """One loss, rule and stop rule on one kind of problem and device."""
 
     def __init__(self, program: Program, batch: Batch, devices: Sequence[jax.Device]):
-        self.program = program
-        self.devices = tuple(devices)
-        self.blocks: dict[Any, Block] = {}
-        self.refused, self.fusable = lane_form(program, batch)
-        if self.refused is not None:
-            log.info("the problem runs under vmap, not in lanes: %s", self.refused)
-        self.registers = trust.Registers(program, batch, self.devices)
+        super().__init__(program, batch, devices)
         self.best: Plan | None = None
         self.recalled = False
-        self.lock, self.tuning = threading.RLock(), threading.Lock()
-        self.ceiling = Ceiling(self.devices, in_flight(self.devices))
-        self.whole = self
-        self.seat: int | None = None
-
-    def at(self, number: int) -> Session:
-        """The same session on one of its devices alone; what it compiles and measures serves all of them."""
-        one = copy.copy(self)
-        one.seat, one.devices = number, self.devices[number : number + 1]
-        return one
+        self.tuning = threading.Lock()
 
     def run(self, batch: Batch, job: Job, state: State | None) -> Outcome:
         """All problems to their end, or to where the watch's callback ends the run."""
@@ -287,97 +270,6 @@ class Session:
         if job.watch is not None:
             job.watch.settle(ended.lane["status"])
         return ended, next(ran[name] for name in ("sprint", "rows", "finish") if name in ran), steps, record
-
-    def masked(self, plan: Plan | None) -> bool:
-        """Whether problems with a stop rule run in one loop that masks those that are done, without rounds."""
-        return not dev.is_host(self.devices[0]) or (plan is not None and plan.kernel == "registers")
-
-    def execute(
-        self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None, start: int, steps: int
-    ) -> tuple[Block, Any]:
-        """The block that ran last and the outputs. A device that is full gets fewer problems at a time; a kernel in
-        registers that fails is given up for the next best form."""
-        used = [self.block(tile, inputs, flags, count, plan)]
-
-        def smaller(block: Block) -> Block:
-            used.append(self.smaller(block, tile, inputs, flags, count))
-            return used[-1]
-
-        try:
-            out = run_block(used[0], inputs, flags, count, start, steps, smaller)
-            if used[0].plan.kernel == "registers":
-                jax.block_until_ready(out)
-            return used[-1], out
-        except jax.errors.JaxRuntimeError as error:
-            if used[0].plan.kernel != "registers":
-                raise
-            self.registers.refuse(f"it failed: {trust.first_line(error)}")
-            return self.execute(tile, inputs, flags, count, plan, start, steps)
-
-    def smaller(self, block: Block, tile: Any, inputs: Any, flags: Any, count: int) -> Block:
-        """The block to go on with, of the same kernel, where a device was out of memory."""
-        plan = self.ceiling.lowered(block.plan, block.need)
-        with self.lock:
-            if plan.kernel != "registers":
-                return self.compiled(tile, inputs, flags, plan)
-            made = self.block(tile, inputs, flags, count, plan)
-            if made.size >= block.size:
-                raise self.ceiling.full(block.plan, block.need)
-            return made
-
-    def block(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
-        """The compiled block for these inputs: in registers on an accelerator, or else in lanes, where the problem has
-        such a form."""
-        if self.registers.wanted(tile, plan):
-            plain = lambda: self.other(tile, inputs, flags, trust.SAMPLE, None)  # noqa: E731
-            with self.lock:
-                kind = plans.kind_of(inputs, flags)
-                fusable = self.fusable if self.refused is None else 1
-                problems, ceiling = self.share(count), self.ceiling
-                made = self.registers.block(tile, inputs, flags, problems, plan, kind, fusable, plain, ceiling)
-            if made is not None:
-                return made if self.seat is None else made.on(self.seat)
-        in_registers = plan is not None and plan.kernel == "registers"
-        return self.other(tile, inputs, flags, count, None if in_registers else plan)
-
-    def other(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
-        """The compiled block in lanes, or under vmap where there is no such form."""
-        kind = plans.kind_of(inputs, flags)
-        with self.lock:
-            wanted = plan
-            if wanted is None and self.refused is None:
-                sound = plans.default if tile in (fixed.tile, history.steady) else plans.refill
-                wanted = sound(kind, self.devices[0], self.share(count))
-            if wanted is not None:
-                wanted = plans.fitted(wanted, self.fusable if kind.elementwise else 1)
-            if self.refused is not None and (wanted is None or wanted.kernel == "lanes"):
-                wanted = plans.fallback(kind, self.devices[0], self.share(count), self.refused)
-            assert wanted is not None
-            if wanted.kernel == "lanes":
-                wanted = dataclasses.replace(wanted, reason=self.registers.why_not(tile))
-            return self.compiled(tile, inputs, flags, self.ceiling.under(wanted, kind.bytes))
-
-    def share(self, count: int) -> int:
-        """How many of so many problems each device gets."""
-        return -(-count // len(self.devices))
-
-    def compiled(self, tile: Any, inputs: Any, flags: Any, plan: Plan) -> Block:
-        """The block of a plan, or of a smaller one where the compiler finds that the device cannot hold it."""
-        key = (tile, plan, jax.tree.structure(inputs), tuple(jax.tree.leaves(flags)))
-        if key not in self.blocks:
-            try:
-                block = compile_block(tile, self.program, plan, inputs, flags, self.whole.devices)
-            except RuntimeError as error:  # some compilers lay out the memory
-                if not dev.out_of_memory(error):
-                    raise
-                fits = self.ceiling.lowered(plan, 0)
-            else:
-                fits = self.ceiling.fitting(plan, block.need)
-            if fits != plan:
-                return self.compiled(tile, inputs, flags, fits)
-            self.blocks[key] = block
-        block = self.blocks[key]
-        return block if self.seat is None else block.on(self.seat)
 
 
 class Sessions:

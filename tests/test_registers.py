@@ -290,16 +290,16 @@ def test_a_kernel_that_fails_is_given_up_and_the_call_goes_on(when, monkeypatch,
     options = {"learning_rate": 0.1, "steps": 3, "device": "cpu", "plan": REGISTERS}
     if when == "running":
         assert gdjax.minimize(failing_loss, weights, data, **options).plan.kernel == "registers"
-        from gdjax import session
+        from gdjax import blocks
 
-        run = session.run_block
+        run = blocks.run_block
 
         def fail(block, *args):
             if block.plan.kernel == "registers":
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: too many registers")
             return run(block, *args)
 
-        monkeypatch.setattr(session, "run_block", fail)
+        monkeypatch.setattr(blocks, "run_block", fail)
     else:
 
         def fail(self, *args):
