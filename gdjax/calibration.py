@@ -52,7 +52,7 @@ def linear_loss(w: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
 @functools.cache
 def calibration(device: jax.Device) -> Calibration:
     """The calibration of a device: as measured before in this process, as in the cache, or measured now."""
-    name = cache.digest("calibration 1", dev.kind(device), str(dev.workers(device)), jax.__version__)
+    name = cache.digest("calibration 2", dev.kind(device), str(dev.workers(device)), jax.__version__)
     known = parsed(cache.read(name))
     if known is None:
         known = measure(device)
@@ -80,16 +80,17 @@ def measure(device: jax.Device) -> Calibration:
     """Measure a device: two to five seconds."""
     began = time.perf_counter()
     with jax.enable_x64(False):
-        to, back = transfer_rates(device)
-        scalar, call, _ = pace(device, squared_loss, ())
-        vector, _, compiling = pace(device, linear_loss, (POINTS, WEIGHTS))
+        scalar, call, touch, _ = pace(device, squared_loss, ())
+        vector, _, _, compiling = pace(device, linear_loss, (POINTS, WEIGHTS))
+        to, back = (touch, touch) if dev.is_host(device) else transfer_rates(device)
     found = Calibration(compiling, call, to, back, scalar, vector)
     log.info("measured %s in %.1f s: %s", dev.label([device]), time.perf_counter() - began, found)
     return found
 
 
-def pace(device: jax.Device, loss: Callable[..., Any], shape: tuple[int, ...]) -> tuple[Pace, float, float]:
-    """The pace of a kind of problem, seconds of a call with a few of them, seconds to compile."""
+def pace(device: jax.Device, loss: Callable[..., Any], shape: tuple[int, ...]) -> tuple[Pace, float, float, float]:
+    """The pace of a kind of problem, seconds of a call with a few of them, bytes per second in and out of a call with
+    many, seconds to compile."""
     program = Program(loss, Descent(), None)
     one = tuple(jax.ShapeDtypeStruct(s, np.float32) for s in (shape[1:], shape, shape[:1]))
     rate = jax.ShapeDtypeStruct((), np.float32)
@@ -99,8 +100,10 @@ def pace(device: jax.Device, loss: Callable[..., Any], shape: tuple[int, ...]) -
 
     few_run, compiling = runner(device, program, one, FEW, np.asarray)
     many_run, _ = runner(device, program, one, many, lambda leaf: jax.device_put(leaf, device))
-    call = min(taken(few_run, 1) for _ in range(5))
-    return Pace(seconds_a_step(few_run), many * work / seconds_a_step(many_run)), call, compiling
+    call, large = (min(taken(run, 1) for _ in range(5)) for run in (few_run, many_run))
+    results = many * 4 * (math.prod(one[0].shape) + 3)
+    touch = (MANY_BYTES + results) / max(1e-9, large - call)
+    return Pace(seconds_a_step(few_run), many * work / seconds_a_step(many_run)), call, touch, compiling
 
 
 def runner(
@@ -141,8 +144,6 @@ def seconds_a_step(run: Callable[[int], None]) -> float:
 
 def transfer_rates(device: jax.Device) -> tuple[float, float]:
     """Bytes per second from the host to the device and back, without what a transfer costs whatever its size."""
-    if dev.is_host(device):
-        return math.inf, math.inf
     to, back = [], []
     for size in TRANSFER_BYTES:
         host = np.ones(size // 4, np.float32)

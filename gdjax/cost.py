@@ -40,8 +40,8 @@ class Calibration:
     Attributes:
         compile: seconds to compile a program.
         call: seconds to launch it once.
-        to: bytes per second from the host to the device, infinite where it shares the host's memory.
-        back: bytes per second from the device to the host.
+        to: bytes per second from the host's memory to the device; to the host itself, as they are read there.
+        back: bytes per second from the device to the host's memory; from the host itself, as they are written there.
         scalar: the pace of problems whose values are single numbers.
         vector: the pace of all others.
     """
@@ -148,10 +148,9 @@ def moving(job: Job, option: Option, rates: Mapping[str, Calibration]) -> float:
         if name not in option.devices:
             seconds += share * total / rates[name].back
             elsewhere += share * total
-    if not option.host:
-        seconds += max(0.0, elsewhere) / option.calibration.to
-        if job.home not in option.devices:
-            seconds += results / option.calibration.back
+    seconds += max(0.0, elsewhere) / option.calibration.to
+    if job.home not in option.devices:
+        seconds += results / option.calibration.back
     if job.home != HOST and job.home not in option.devices:
         seconds += results / rates[job.home].to
     return seconds

@@ -276,7 +276,7 @@ def quick(monkeypatch, tmp_path):
 def test_a_calibration_is_measured_once_and_kept(quick, monkeypatch):
     device = jax.devices("cpu")[0]
     found = calibration.calibration(device)
-    assert found.to == math.inf
+    assert 1e6 < found.to == found.back
     assert all(0 < pace.step < 1 and 1e3 < pace.rate for pace in (found.scalar, found.vector))
     (kept,) = quick.glob("*.json")
     assert json.loads(kept.read_text())["scalar"]["rate"] == found.scalar.rate
