@@ -84,13 +84,17 @@ class Watch:
             self.ended[kind] += int(np.count_nonzero(np.asarray(status) == kind))
         self.before += len(np.asarray(status))
 
+    def share(self, count: int, done: float) -> float:
+        """The share of all work that is done where `count` problems are at hand, a share `done` of their work."""
+        return (self.before + count * done) / self.problems
+
     def tell(self, status: Any = (), done: int = 0, share: float | None = None) -> bool:
         """Show the counts, `status` and `done` being of the problems at hand; returns whether to end the run."""
         self.looked = time.perf_counter()
         seconds = self.looked - self.began
         here = {kind: int(np.count_nonzero(np.asarray(status) == kind)) for kind in self.ended}
         finished = self.before + done
-        share = finished / self.problems if share is None else share
+        share = self.share(done, 1.0) if share is None else share
         left = seconds * (1 - share) / share if share > 0 else None
         counts = Progress(
             problems=self.problems,

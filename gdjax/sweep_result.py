@@ -97,10 +97,10 @@ class SweepResult:
         """How many runs ended in each status, by its name.
 
         Returns:
-            A dict with a key for every `gdjax.Status`.
+            A dict with a key for every `gdjax.Status`, `STOPPED` only where there are such.
         """
         counts = np.bincount(np.asarray(self.status, np.int64).ravel(), minlength=len(Status))
-        return {status.name: int(counts[status]) for status in Status}
+        return {status.name: int(counts[status]) for status in Status if counts[status] or status != Status.STOPPED}
 
     def sel(self, **labels: Any) -> SweepResult:
         """Pick by label: one label takes the axis away, a list keeps those, `slice(low, high)` what lies between.

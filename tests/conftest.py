@@ -11,6 +11,9 @@ os.environ["GDJAX_CACHE_DIR"] = tempfile.mkdtemp(prefix="gdjax-test-cache-")
 
 import jax
 
+# Programs for processes of their own, which settle at their start what devices there are.
+collect_ignore = ["aot_compile.py", "process.py"]
+
 atexit.register(shutil.rmtree, os.environ["GDJAX_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -161,7 +161,8 @@ def recorded(
         seats, where = select(seats._replace(lane=lane), flags, stay), where[stay]
         if watch is not None and watch.due:
             ended = np.setdiff1d(np.arange(problems), where, assume_unique=True)
-            if watch.tell(ends(run, whole, flags, kept, ended, start, steps), len(ended)):
+            share = watch.share(problems, max(len(ended) / problems, min(1.0, filled * every / steps)))
+            if watch.tell(ends(run, whole, flags, kept, ended, start, steps), len(ended), share):
                 steps = min(steps, filled * every)
                 break
     write(kept, seats.lane, where)

@@ -79,7 +79,8 @@ def rounds(
             seats, where, quiet = select(seats._replace(lane=lane), flags, stay), where[stay], 0
         if watch is not None and watch.due:
             waits = np.setdiff1d(np.arange(count), where, assume_unique=True)
-            if watch.tell(ends(run, whole, flags, kept, waits, start, steps), len(waits)):
+            share = watch.share(count, max(len(waits) / count, age / steps))
+            if watch.tell(ends(run, whole, flags, kept, waits, start, steps), len(waits), share):
                 steps = age
     write(kept, seats.lane, where)
     return closed(run, whole, flags, kept, start, steps, watch), steps
@@ -122,7 +123,9 @@ def slices(
         watch.took(ahead * count)
         status = np.asarray(ended.lane["status"])
         going = (status == RAN_ALL_STEPS) & (np.asarray(ended.lane["index"]) < start + steps)
-        if watch.tell(status, int(count - going.sum())) or age >= steps or not going.any():
+        done = int(count - going.sum())
+        share = watch.share(count, max(done / count, age / steps))
+        if watch.tell(status, done, share) or age >= steps or done == count:
             return ended, age
         seats = seats._replace(lane={**ended.lane, "status": np.where(going, np.int32(RUNNING), status)})
 
