@@ -114,9 +114,12 @@ def in_memory(path: Path, steps: int, folder: Path) -> dict[str, Any]:
             np.asarray(getattr(solution, name))
 
     run(4 * ROWS)
-    begin = time.perf_counter()
-    run(len(x))
-    return {"seconds": time.perf_counter() - begin, "peak": peak() - before}
+    taken = []
+    for _ in range(2):  # the second time, memory is there already: that is what a stream is held against
+        begin = time.perf_counter()
+        run(len(x))
+        taken.append(time.perf_counter() - begin)
+    return {"seconds": taken[1], "first": taken[0], "peak": peak() - before}
 
 
 def streamed(path: Path, steps: int, folder: Path, results: str) -> dict[str, Any]:
@@ -183,6 +186,7 @@ def report(found: dict[str, list[dict[str, Any]]], problems: int, steps: int) ->
     speeds = {name: problems / taken for name, taken in seconds.items() if "disk" not in name}
     speeds["disk read"] = problems / seconds["disk read"]
     lower = min(speeds["in memory"], speeds["disk read"])
+    first = statistics.median(one["first"] for one in found["in memory"])
     lines = ["| measured | seconds | million problems/s | G steps/s | of the lower bound | peak MiB above JAX's own |"]
     lines.append("|---|---|---|---|---|---|")
     for name, taken in seconds.items():
@@ -195,6 +199,7 @@ def report(found: dict[str, list[dict[str, Any]]], problems: int, steps: int) ->
         cells.append("" if "disk" in name else f"{speeds[name] * steps / 1e9:.2f}")
         cells.append(f"{speeds[name] / lower:.0%}" if "stream" in name else "")
         lines.append(f"| {' | '.join([*cells, f'{most / 2**20:.0f}' if most else ''])} |")
+    lines.append(f"| in memory, the first time | {first:.2f} | {problems / first / 1e6:.1f} | | | |")
     return "\n".join(lines)
 
 
