@@ -182,7 +182,9 @@ def test_gradients_through_steps_equal_difference_quotients():
 
 
 @wide
-@pytest.mark.parametrize("rule", ["adam", "auto", "schedule", "projected", "by vmap"])
+@pytest.mark.parametrize(
+    "rule", ["adam", "schedule", "projected", "by vmap", pytest.param("auto", marks=pytest.mark.slow)]
+)
 def test_gradients_through_steps_of_every_rule(rule):
     """With respect to a scalar that the rule, the loss or the projection closes over; NumPy weights and data."""
     x, t = trends()
@@ -212,20 +214,26 @@ def test_gradients_through_steps_of_every_rule(rule):
     assert_derivative(outer, (value,), 0, jax.grad(outer)(value))
 
 
-@wide
-def test_vmap_and_second_derivatives_through_steps():
+def shrunk(strength):
+    """Squares of the weights after a few steps, over the ridge strength."""
     x, t = trends()
-    w = np.zeros((10, 2))
+    loss = lambda w, x, t: ridge(w, x, t, strength)  # noqa: E731
+    solution = gdjax.minimize(loss, np.zeros((10, 2)), (x, t), learning_rate=0.3, steps=6)
+    return jnp.sum(jnp.square(solution.weights))
 
-    def outer(strength):
-        solution = gdjax.minimize(lambda w, x, t: ridge(w, x, t, strength), w, (x, t), learning_rate=0.3, steps=6)
-        return jnp.sum(jnp.square(solution.weights))
 
+@wide
+def test_vmap_of_gradients_through_steps():
     strengths = jnp.array([0.1, 0.5])
-    slopes = jax.jit(jax.vmap(jax.grad(outer)))(strengths)
-    curvature = jax.jit(jax.grad(jax.grad(outer)))(strengths[0])
-    assert_derivative(jax.jit(outer), (strengths[1],), 0, slopes[1])
-    assert_derivative(jax.jit(jax.grad(outer)), (strengths[0],), 0, curvature)
+    slopes = jax.jit(jax.vmap(jax.grad(shrunk)))(strengths)
+    for strength, slope in zip(strengths, slopes, strict=True):
+        assert_derivative(jax.jit(shrunk), (strength,), 0, slope)
+
+
+@wide
+@pytest.mark.slow
+def test_second_derivatives_through_steps():
+    assert_derivative(jax.jit(jax.grad(shrunk)), (0.1,), 0, jax.jit(jax.grad(jax.grad(shrunk)))(0.1))
 
 
 @wide
@@ -254,7 +262,7 @@ def test_memory_grows_with_the_root_of_the_steps():
 def test_implicit_gradients_equal_the_closed_form_of_ridge(width):
     x, t = trends()
     if width > 2:
-        x, t = np.random.default_rng(2).normal(size=(2, 20, width)), np.random.default_rng(3).normal(size=(2, 20))
+        x, t = np.random.default_rng(2).normal(size=(2, 3, width)), np.random.default_rng(3).normal(size=(2, 3))
     arguments = x, t, np.linspace(0.6, 0.9, len(x))
 
     def outer(x, t, strength):
