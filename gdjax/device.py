@@ -333,12 +333,13 @@ def give(tree: Any, home: jax.Device) -> Any:
     `jax_enable_x64` is off: the first operation on such a `jax.Array` would narrow it without a word.
     """
 
-    def place(leaf: Any) -> Any:
-        if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
-            return np.asarray(leaf)
-        return leaf if isinstance(leaf, jax.Array) else put(leaf, home)
-
-    return jax.tree.map(place, tree)
+    leaves, tree_of = jax.tree.flatten(tree)
+    narrowed = [jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype for leaf in leaves]
+    leaves = [np.asarray(leaf) if narrow else leaf for leaf, narrow in zip(leaves, narrowed, strict=True)]
+    moving = [n for n, leaf in enumerate(leaves) if not (narrowed[n] or isinstance(leaf, jax.Array))]
+    for n, placed in zip(moving, put([leaves[n] for n in moving], home), strict=True):
+        leaves[n] = placed
+    return jax.tree.unflatten(tree_of, leaves)
 
 
 def filled(count: int, value: int, device: jax.Device) -> Any:
@@ -350,16 +351,21 @@ def filled(count: int, value: int, device: jax.Device) -> Any:
     return jax.numpy.full(count, value, np.int32, device=device)
 
 
-def put(array: np.ndarray, home: jax.Device) -> jax.Array | np.ndarray:
-    """The array on `home`, or where it is if there is no room for it there."""
-    if not is_host(home):
-        free = room(home)
-        if free is not None and array.nbytes > free:
-            return array
+def put(arrays: list[np.ndarray], home: jax.Device) -> list[jax.Array | np.ndarray]:
+    """The arrays on `home`, or where they are if there is no room for them there."""
+    if is_host(home):
+        return jax.device_put(arrays, home) if arrays else []  # one call costs little more for many than for one
+    return [put_one(array, home) for array in arrays]
+
+
+def put_one(array: np.ndarray, home: jax.Device) -> jax.Array | np.ndarray:
+    free = room(home)
+    if free is not None and array.nbytes > free:
+        return array
     try:
         return jax.device_put(array, home)
     except RuntimeError as error:
-        if is_host(home) or not out_of_memory(error):
+        if not out_of_memory(error):
             raise
     return array
 

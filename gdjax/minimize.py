@@ -124,7 +124,7 @@ def minimize(
     if rows is not None and resume is not None:
         rows = rows + resume.total
     names = ("weights", "loss", "gradient_norm", "steps", "status", "record")
-    given = {name: dev.give(getattr(out, name), devices[0]) for name in names}
+    given = dev.give({name: getattr(out, name) for name in names}, devices[0])
     return whole(Solution(**given, record_steps=rows, state=out.state, plan=out.plan, device=dev.label(devices)), frame)
 
 

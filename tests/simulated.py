@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from gdjax import device as dev
-from gdjax import dispatch, session, trust
+from gdjax import blocks, dispatch, session, trust
 from gdjax.cost import Calibration, Pace
 from gdjax.engine import feed
 
@@ -70,7 +70,7 @@ def full_device(monkeypatch: pytest.MonkeyPatch, most: float) -> Iterator[Full]:
         return dataclasses.replace(block, executables=tuple(map(limited, block.executables)))
 
     with monkeypatch.context() as patched:
-        patched.setattr(session, "compile_block", compile_block)
+        patched.setattr(blocks, "compile_block", compile_block)
         patched.setattr(trust, "compile_block", compile_block)
         patched.setattr(session.SESSIONS, "kept", collections.OrderedDict())
         yield device

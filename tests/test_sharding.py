@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from problems import CASES, answers, compilations, same_bits
 
 import gdjax
-from gdjax import session, stop
+from gdjax import blocks, stop
 from gdjax.engine import copies
 
 CPUS = jax.devices("cpu")
@@ -95,7 +95,7 @@ def test_a_run_in_shards_goes_on_elsewhere():
 def test_every_device_gets_its_share(monkeypatch):
     """As many tiles on each device as on any other, and none idle while there is a problem for it."""
     tiles = collections.Counter()
-    compile_block = session.compile_block
+    compile_block = blocks.compile_block
 
     def counting(*arguments):
         def counted(executable, device):
@@ -109,7 +109,7 @@ def test_every_device_gets_its_share(monkeypatch):
         pairs = zip(block.executables, block.devices, strict=True)
         return dataclasses.replace(block, executables=tuple(counted(e, d) for e, d in pairs))
 
-    monkeypatch.setattr(session, "compile_block", counting)
+    monkeypatch.setattr(blocks, "compile_block", counting)
     loss = lambda w, x: (w - x) ** 2  # noqa: E731
     plan = gdjax.Plan(tile=32, tiles=64)
     for count in (7, 8, 1000, 100_003):
