@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import jax
 import pytest
 
-from gdjax import device as dev
 from gdjax import blocks, dispatch, session, trust
+from gdjax import device as dev
 from gdjax.cost import Calibration, Pace
 from gdjax.engine import feed
 
