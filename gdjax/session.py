@@ -249,6 +249,11 @@ class Session(Blocks):
         if lane is None:
             inputs = refill.Start(batch.weights, rule_state[0], batch.data, batch.hyper)
             flags = refill.Start(own(batch.weights), rule_state[1], batch.data_flags, batch.hyper_flags)
+            few = batch.count * plans.kind_of(inputs, flags).bytes <= rounds.FEW_BYTES
+            rounded = self.program.stop is not None and not self.masked(job.plan)
+            if few and rounded and not job.every and job.watch is None:
+                ended = run("through", inputs, flags, batch.count, start, job.steps)
+                return ended, ran["through"], job.steps, None
             lane = run("begin", inputs, flags, batch.count, start, 0)
         lane_flags = refill.Running(own(lane), batch.data_flags, batch.hyper_flags)
         seated = refill.Running(lane, batch.data, batch.hyper)
@@ -260,8 +265,7 @@ class Session(Blocks):
         elif self.program.stop is None or self.masked(job.plan):
             ended = run("finish", seated, lane_flags, batch.count, start, steps)
         else:
-            stride = self.block(refill.sprint, seated, lane_flags, batch.count, job.plan).plan.chunk
-            stride = rounds.STRIDE if stride == 1 else max(stride, rounds.STRIDE // stride * stride)
+            stride = refill.stride_of(self.block(refill.sprint, seated, lane_flags, batch.count, job.plan).plan.chunk)
             kind = plans.kind_of(seated, lane_flags)
             if batch.count * kind.bytes <= rounds.FEW_BYTES and job.watch is None:
                 ended = rounds.straight(run, seated, lane_flags, start, steps, stride)

@@ -369,6 +369,15 @@ def test_a_disk_that_is_really_full(tmp_path, problems):
         subprocess.run(["umount", str(small)], check=True)
 
 
+@pytest.fixture
+def _control_c():
+    """Ctrl-C as in a terminal: a job in the background begins with it switched off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_control_c")
 def test_control_c_finishes_the_part_at_hand(tmp_path, problems, monkeypatch):
     sink, solved = tmp_path / "out", Mapped.solve
 

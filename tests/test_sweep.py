@@ -289,7 +289,7 @@ def test_shared_data_and_row_weights_are_not_copied():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     peak, table, copies = json.loads(done.stdout)
-    assert peak < 2 * table + 6000 * 1000 < copies / 8
+    assert peak < 2 * table + 6000 * 1800 < copies / 6
 
 
 def test_what_is_laid_out_run_by_run_goes_slab_by_slab(monkeypatch):

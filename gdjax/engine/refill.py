@@ -45,6 +45,9 @@ class Ended(NamedTuple):
     gradient_norm: Any
 
 
+STRIDE = 8
+"""Updates from one look at whether anything happened to the next, to begin with."""
+
 PASSES_PER_CHECK = 4
 """How often a tile asks whether any of its lanes still runs."""
 
@@ -96,6 +99,26 @@ def sprint(kernel: Kernel, program: Program, chunk: int, flags: Running, passes:
         return outward(kernel, rest(moving, held), flags.lane), flags.lane
 
     return run
+
+
+def through(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any, steps: Any) -> Tile:
+    """Few fresh problems to their ends in one program: begun, one sprint, the last steps one by one."""
+
+    def run(inputs: Start) -> tuple[Any, Any]:
+        lane, own = begin(kernel, program, chunk, flags, start, steps)(inputs)
+        seated = Running(lane, inputs.data, inputs.hyper), Running(own, flags.data, flags.hyper)
+        stride = stride_of(chunk)
+        lane, own = sprint(kernel, program, chunk, seated[1], steps // stride, jnp.int32(stride))(seated[0])
+        awake = jnp.where(lane["status"] == WAITING, jnp.int32(RUNNING), lane["status"])
+        last = seated[0]._replace(lane={**lane, "status": awake})
+        return finish(kernel, program, chunk, seated[1], start, steps)(last)
+
+    return run
+
+
+def stride_of(chunk: int) -> int:
+    """Updates from look to look where so many are fused."""
+    return STRIDE if chunk == 1 else max(chunk, STRIDE // chunk * chunk)
 
 
 def at_rest(lane: dict[str, Any]) -> tuple[dict[str, Any], Any]:

@@ -26,9 +26,6 @@ SLAB = 1 << 18
 SHARE = 8
 """A round is at least 1/SHARE of the updates taken so far."""
 
-STRIDE = 8
-"""Updates from one look at whether anything happened to the next, to begin with."""
-
 PATIENCE = 64
 """A problem's last stride is at most 1/PATIENCE of its updates, and at most `LONGEST` times the first one."""
 
