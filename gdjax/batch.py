@@ -11,7 +11,20 @@ import numpy as np
 from gdjax import device as dev
 from gdjax.friends import adopted
 
-WIDE = frozenset({"float64", "complex128"})
+LONG = frozenset(np.dtype(name) for name in ("int64", "uint64"))
+WIDE = LONG | frozenset(np.dtype(name) for name in ("float64", "complex128"))
+
+
+class Name:
+    """What a leaf is called, as in `data[0]['x']`: put together only when an error tells it."""
+
+    __slots__ = ("path", "root")
+
+    def __init__(self, root: str, path: Any):
+        self.root, self.path = root, path
+
+    def __str__(self) -> str:
+        return self.root + jax.tree_util.keystr(self.path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +74,7 @@ def prepare(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype:
     if all(leaf.size == 0 for _, leaf in leaves):
         raise ValueError(f"{leaves[0][0]} has shape {leaves[0][1].shape}: no weights; pass at least one per problem")
     everything = [leaf for _, leaf in leaves] + jax.tree.leaves(converted) + list(hyper.values())
-    x64 = any(leaf.dtype.name in WIDE or leaf.dtype.name in ("int64", "uint64") for leaf in everything)
+    x64 = any(leaf.dtype in WIDE for leaf in everything)
     return Batch(weights, converted, hyper, own, hyper_own, count, x64)
 
 
@@ -76,13 +89,13 @@ def together(value: Any) -> Any:
     return jax.numpy.asarray(value) if numbers else value
 
 
-def check_widths(named: list[tuple[str, Any]]) -> None:
+def check_widths(named: list[tuple[Any, Any]]) -> None:
     """Inside a trace there is float64 only where `jax_enable_x64` is on; elsewhere JAX would narrow it unasked."""
     for name, leaf in named:
         check_width(name, leaf.dtype)
 
 
-def check_width(name: str, dtype: Any) -> None:
+def check_width(name: Any, dtype: Any) -> None:
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(
             f"{name} is {dtype}, which JAX would narrow inside jit, vmap or grad; switch it on with "
@@ -104,12 +117,10 @@ def checked_dtype(dtype: Any) -> np.dtype | None:
 
 def convert(tree: Any, name: str, target: np.dtype | None) -> Any:
     """Every leaf an array; 64-bit integers that fit go as 32-bit ones, floats in `target` where one is wanted."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: to_array(leaf, name + jax.tree_util.keystr(path), target), tree
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: to_array(leaf, Name(name, path), target), tree)
 
 
-def to_array(leaf: Any, name: str, target: np.dtype | None) -> Any:
+def to_array(leaf: Any, name: Name, target: np.dtype | None) -> Any:
     if isinstance(leaf, (jax.Array, np.ndarray)):
         array = leaf
     elif hasattr(leaf, "__array__") or hasattr(leaf, "__dlpack__"):
@@ -127,15 +138,15 @@ def to_array(leaf: Any, name: str, target: np.dtype | None) -> Any:
             check_width("dtype", target)
             return array.astype(target)
         return dev.cast(array, target)
-    if array.dtype.name in ("int64", "uint64") and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+    if array.dtype in LONG and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         limits = np.iinfo(np.int32)
         if array.size == 0 or (array.min() >= limits.min and array.max() <= limits.max):
             return np.asarray(array, np.int32)
     return array
 
 
-def named_leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
-    return [(name + jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+def named_leaves(tree: Any, name: str) -> list[tuple[Any, Any]]:
+    return [(Name(name, path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def list_hint(tree: Any) -> str:
@@ -145,7 +156,7 @@ def list_hint(tree: Any) -> str:
     return ""
 
 
-def check_weight(name: str, leaf: Any, weights: Any) -> None:
+def check_weight(name: Any, leaf: Any, weights: Any) -> None:
     if not jax.numpy.issubdtype(leaf.dtype, np.floating):
         kind = "complex" if leaf.dtype.kind == "c" else "integer" if leaf.dtype.kind in "iu" else leaf.dtype.name
         raise TypeError(
@@ -244,7 +255,7 @@ def check_rate(rate: Any) -> None:
 
 
 def check_lengths(
-    leaves: list[tuple[str, Any]],
+    leaves: list[tuple[Any, Any]],
     data: tuple[Any, ...],
     own: tuple[Any, ...],
     hyper: dict[str, Any],
@@ -263,7 +274,7 @@ def check_lengths(
             raise ValueError(
                 f"{first} has {count} problems on axis 0, {name} has {leaf.shape[0]}; "
                 "give both the same number of problems"
-                + (", or in_axes=None for data that all problems share" if name.startswith("data") else "")
+                + (", or in_axes=None for data that all problems share" if str(name).startswith("data") else "")
             )
     return count
 

@@ -334,7 +334,8 @@ def give(tree: Any, home: jax.Device) -> Any:
     """
 
     leaves, tree_of = jax.tree.flatten(tree)
-    narrowed = [jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype for leaf in leaves]
+    keeps = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+    narrowed = [leaf.dtype.itemsize == 8 and not keeps for leaf in leaves]
     leaves = [np.asarray(leaf) if narrow else leaf for leaf, narrow in zip(leaves, narrowed, strict=True)]
     moving = [n for n, leaf in enumerate(leaves) if not (narrowed[n] or isinstance(leaf, jax.Array))]
     for n, placed in zip(moving, put([leaves[n] for n in moving], home), strict=True):
