@@ -17,6 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gdjax.arena import ARENA
+
 INSTALL = {
     "gpu": 'pip install "gdjax[cuda]"',
     "tpu": 'pip install "gdjax[tpu]"',
@@ -387,6 +389,6 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An uninitialised NumPy array that JAX can adopt without a copy: XLA wants 64-byte alignment."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    raw = np.empty(size + 64, np.uint8)
+    raw = ARENA.take(size + 64)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
