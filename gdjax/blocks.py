@@ -52,6 +52,10 @@ class Blocks:
         """Whether problems with a stop rule run in one loop that masks those that are done, without rounds."""
         return not dev.is_host(self.devices[0]) or (plan is not None and plan.kernel == "registers")
 
+    def in_lanes(self, plan: Plan | None) -> bool:
+        """Whether problems get the same bits in whatever program they run: elsewhere compilers choose the rounding."""
+        return self.refused is None and (plan is None or plan.kernel == "lanes")
+
     def execute(
         self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None, start: int, steps: int
     ) -> tuple[Block, Any]:

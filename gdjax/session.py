@@ -250,8 +250,8 @@ class Session(Blocks):
             inputs = refill.Start(batch.weights, rule_state[0], batch.data, batch.hyper)
             flags = refill.Start(own(batch.weights), rule_state[1], batch.data_flags, batch.hyper_flags)
             few = batch.count * plans.kind_of(inputs, flags).bytes <= rounds.FEW_BYTES
-            rounded = self.program.stop is not None and not self.masked(job.plan)
-            if few and rounded and not job.every and job.watch is None:
+            in_rounds = self.program.stop is not None and not self.masked(job.plan)
+            if few and in_rounds and self.in_lanes(job.plan) and not job.every and job.watch is None:
                 ended = run("through", inputs, flags, batch.count, start, job.steps)
                 return ended, ran["through"], job.steps, None
             lane = run("begin", inputs, flags, batch.count, start, 0)

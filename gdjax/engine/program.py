@@ -58,7 +58,7 @@ class Program:
         if not self.rule.lasting:
             healthy = healthy & finite(gradient) & finite(new)
         elif not self.rule.sticky:
-            new = self.mark({"weights": new}, finite(gradient))["weights"]
+            new = jax.tree.map(lambda w, g: jnp.where(jnp.isfinite(g), w, jnp.full_like(w, jnp.nan)), new, gradient)
         return new, state, healthy
 
     def report(self, weights: Any, data: Any) -> tuple[Any, Any]:
