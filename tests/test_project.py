@@ -140,3 +140,23 @@ def test_bad_projections_are_named(project, error, fragments):
     with pytest.raises(error) as raised:
         gdjax.minimize(squares, *batch(4, np.float32), project=project, learning_rate=0.1, steps=3)
     assert all(fragment in str(raised.value) for fragment in fragments)
+
+
+def test_a_projection_that_turns_nan_into_numbers_wakes_nobody():
+    """What ends a problem is marked as NaN for some steps; the gradient of the residual does not notice."""
+
+    def positive(w):
+        return jnp.where(w > 0, w, jnp.zeros_like(w))
+
+    w, x, t = np.ones(40, np.float32), np.full(40, 2, np.float32), np.linspace(3, 9, 40, dtype=np.float32)
+    options = {"learning_rate": 0.01, "project": positive, "stop": gdjax.stop.loss_below(0.5)}
+    out = gdjax.minimize(gdjax.kernel.residual_loss, w, (x, t), steps=400, **options)
+    assert out.summary()["CONVERGED"] == 40
+    steps = np.ceil((t - 2 * 1 - 0.5) / (0.01 * 2 * 2))
+    assert np.abs(np.asarray(out.steps) - steps).max() <= 1
+    one_by_one = gdjax.minimize(gdjax.kernel.residual_loss, w, (x, t), steps=1, **options)
+    for _ in range(399):
+        one_by_one = gdjax.minimize(
+            gdjax.kernel.residual_loss, one_by_one.weights, (x, t), steps=1, resume=one_by_one.state, **options
+        )
+    np.testing.assert_array_equal(np.asarray(out.weights), np.asarray(one_by_one.weights))

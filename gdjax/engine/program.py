@@ -117,6 +117,8 @@ class Program:
         """One update taken blindly, and whether nothing has happened yet, up to it, that ends the problem."""
         after, done, sound = self.look({**moving, "index": index}, data, hyper)
         event = done if self.rule.sticky else done | ~sound
+        if not self.rule.lasting:  # a projection may have made weights finite again that were marked
+            event = event | ~finite(moving["weights"])
         return {name: after[name] for name in MOVING}, quiet & ~event
 
     def mark(self, moving: dict[str, Any], quiet: Any) -> dict[str, Any]:
