@@ -60,7 +60,7 @@ class Watch:
         self.before = 0
         self.updates = 0
         self.stopped = False
-        self.bar: Any = bar(problems) if shown else None
+        self.bar: Any = bar() if shown else None
 
     def took(self, updates: int) -> None:
         """So many updates more were taken, over all problems."""
@@ -123,7 +123,7 @@ class Watch:
             self.bar.stop()
 
 
-def bar(problems: int) -> Any:
+def bar() -> Any:
     """A bar on the terminal or in the notebook; None where nobody would see it."""
     try:
         from rich import console, progress
