@@ -13,7 +13,7 @@ import numpy as np
 LIMIT = 256 << 20
 """Most bytes that are kept."""
 
-LEAST = 1 << 20
+LEAST = 1 << 16
 """Smaller blocks are better served by the system's own allocator."""
 
 

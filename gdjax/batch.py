@@ -62,18 +62,18 @@ def prepare(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype:
         check_weight(name, leaf, weights)
     converted = tuple(convert(d, f"data[{i}]", target) for i, d in enumerate(data))
     flags = spread_axes(in_axes, converted)
-    converted = tuple(problem_axis_first(d, f, i) for i, (d, f) in enumerate(zip(converted, flags, strict=True)))
-    own = tuple(jax.tree.map(lambda axis: axis is not None, f, is_leaf=lambda a: a is None) for f in flags)
-    named = [*leaves, *named_leaves(converted, "data")]
-    if any(is_traced(leaf) for leaf in jax.tree.leaves(([leaf for _, leaf in named], hyper))):
-        check_widths(named)
+    moved = [problem_axis_first(d, f, i) for i, (d, f) in enumerate(zip(converted, flags, strict=True))]
+    converted, own = tuple(entry for entry, _, _ in moved), tuple(flags for _, flags, _ in moved)
+    named = [pair for _, _, pairs in moved for pair in pairs]
+    if any(is_traced(leaf) for leaf in [*(leaf for _, leaf, _ in named), *jax.tree.leaves((weights, hyper))]):
+        check_widths([*leaves, *((name, leaf) for name, leaf, _ in named)])
     common = np.result_type(*(leaf.dtype for _, leaf in leaves))
     hyper = {k: hyper_array(k, v, common) for k, v in hyper.items()}
     hyper_own = {k: v.ndim > 0 for k, v in hyper.items()}
-    count = check_lengths(leaves, converted, own, hyper, hyper_own)
+    count = check_lengths(leaves, named, hyper, hyper_own)
     if all(leaf.size == 0 for _, leaf in leaves):
         raise ValueError(f"{leaves[0][0]} has shape {leaves[0][1].shape}: no weights; pass at least one per problem")
-    everything = [leaf for _, leaf in leaves] + jax.tree.leaves(converted) + list(hyper.values())
+    everything = [leaf for _, leaf in leaves] + [leaf for _, leaf, _ in named] + list(hyper.values())
     x64 = any(leaf.dtype in WIDE for leaf in everything)
     return Batch(weights, converted, hyper, own, hyper_own, count, x64)
 
@@ -183,9 +183,12 @@ def spread_axes(in_axes: Any, data: tuple[Any, ...]) -> tuple[Any, ...]:
     out = []
     for index, (axes, entry) in enumerate(zip(in_axes, data, strict=True)):
         try:
-            spread = jax.tree.map(
-                lambda axis, sub: jax.tree.map(lambda _: axis, sub), axes, entry, is_leaf=lambda a: a is None
-            )
+            if axes is None or isinstance(axes, int):
+                spread = jax.tree.map(lambda _, axis=axes: axis, entry)
+            else:
+                spread = jax.tree.map(
+                    lambda axis, sub: jax.tree.map(lambda _: axis, sub), axes, entry, is_leaf=lambda a: a is None
+                )
         except (ValueError, TypeError) as error:
             raise ValueError(f"in_axes[{index}]={axes!r} is no prefix of the pytree data[{index}]: {error}") from None
         for axis in jax.tree.leaves(spread):
@@ -197,22 +200,21 @@ def spread_axes(in_axes: Any, data: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(out)
 
 
-def problem_axis_first(entry: Any, axes: Any, index: int) -> Any:
-    leaves, treedef = jax.tree.flatten(entry)
-    paths = [name for name, _ in named_leaves(entry, f"data[{index}]")]
+def problem_axis_first(entry: Any, axes: Any, index: int) -> tuple[Any, Any, list[tuple[Any, Any, bool]]]:
+    """`(the entry with its problems in front, whether each leaf has problems, the leaves by name with that flag)`."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(entry)
     flat_axes = jax.tree.leaves(axes, is_leaf=lambda a: a is None)
-    moved = []
-    for name, leaf, axis in zip(paths, leaves, flat_axes, strict=True):
-        if axis is None:
-            moved.append(leaf)
-            continue
-        if not -leaf.ndim <= axis < leaf.ndim:
+    named = []
+    for (path, leaf), axis in zip(paths, flat_axes, strict=True):
+        name = Name(f"data[{index}]", path)
+        if axis is not None and not -leaf.ndim <= axis < leaf.ndim:
             raise ValueError(
                 f"{name} has shape {tuple(leaf.shape)}, without axis {axis} for the problems; pass it with a problem "
                 f"axis, or in_axes=None for it if all problems share it{list_hint(entry)}"
             )
-        moved.append(leaf if axis == 0 else axis_first(leaf, axis))
-    return jax.tree.unflatten(treedef, moved)
+        named.append((name, leaf if axis in (0, None) else axis_first(leaf, axis), axis is not None))
+    whole = jax.tree.unflatten(treedef, [leaf for _, leaf, _ in named])
+    return whole, jax.tree.unflatten(treedef, [flag for _, _, flag in named]), named
 
 
 def axis_first(leaf: Any, axis: int) -> Any:
@@ -247,27 +249,35 @@ def check_rate(rate: Any) -> None:
         )
     if is_traced(array):  # its values are not known yet
         return
-    if array.size and not (array.min() >= 0 and array.max() < np.inf):  # NaN fails both
+    if array.size and not plain(array):
         bad = ~np.isfinite(array.astype(np.float64)) | (array < 0)
         where = "" if array.ndim == 0 else f"[{int(np.argmax(bad))}]"
         value = array.reshape(-1)[int(np.argmax(bad.reshape(-1)))]
         raise ValueError(f"learning_rate{where} is {value}; pass a finite number, zero or more")
 
 
+def plain(array: np.ndarray) -> bool:
+    """Whether all numbers are finite and not below zero.
+
+    In one pass where the bits tell: as whole numbers without a sign they rise with the number, up to infinity, NaN and
+    then those with a minus.
+    """
+    if array.dtype == np.float32 and array.flags.c_contiguous and array.ndim:
+        if array.view(np.uint32).max() < np.float32(np.inf).view(np.uint32):
+            return True
+    return bool(array.min() >= 0 and array.max() < np.inf)  # NaN fails both
+
+
 def check_lengths(
     leaves: list[tuple[Any, Any]],
-    data: tuple[Any, ...],
-    own: tuple[Any, ...],
+    data: list[tuple[Any, Any, bool]],
     hyper: dict[str, Any],
     hyper_own: dict[str, bool],
 ) -> int:
     first, count = leaves[0][0], leaves[0][1].shape[0]
     if count == 0:
         raise ValueError(f"{first} has 0 problems on axis 0; pass at least one problem")
-    others = leaves[1:]
-    for index, (entry, flags) in enumerate(zip(data, own, strict=True)):
-        named = named_leaves(entry, f"data[{index}]")
-        others += [pair for pair, flag in zip(named, jax.tree.leaves(flags), strict=True) if flag]
+    others = leaves[1:] + [(name, leaf) for name, leaf, flag in data if flag]
     others += [(name, value) for name, value in hyper.items() if hyper_own[name]]
     for name, leaf in others:
         if leaf.shape[0] != count:

@@ -17,7 +17,8 @@ from gdjax import plan as plans
 from gdjax import trust
 from gdjax.batch import Batch
 from gdjax.engine import fixed, history
-from gdjax.engine.feed import Block, compile_block, in_flight, run_block
+from gdjax.engine.block import Block, compile_block
+from gdjax.engine.feed import in_flight, run_block
 from gdjax.engine.program import Program
 from gdjax.forms import lane_form
 from gdjax.memory import Ceiling
@@ -33,6 +34,7 @@ class Blocks:
         self.program = program
         self.devices = tuple(devices)
         self.blocks: dict[Any, Block] = {}
+        self.kinds: dict[Any, plans.Kind] = {}
         self.refused, self.fusable = lane_form(program, batch)
         if self.refused is not None:
             log.info("the problem runs under vmap, not in lanes: %s", self.refused)
@@ -57,10 +59,21 @@ class Blocks:
         return self.refused is None and (plan is None or plan.kernel == "lanes")
 
     def execute(
-        self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None, start: int, steps: int
+        self,
+        tile: Any,
+        inputs: Any,
+        flags: Any,
+        count: int,
+        plan: Plan | None,
+        start: int,
+        steps: int,
+        updates: int = 1,
     ) -> tuple[Block, Any]:
-        """The block that ran last and the outputs. A device that is full gets fewer problems at a time; a kernel in
-        registers that fails is given up for the next best form."""
+        """The block that ran last and the outputs; `updates` as for `run_block`.
+
+        A device that is full gets fewer problems at a time; a kernel in registers that fails is given up for the next
+        best form.
+        """
         used = [self.block(tile, inputs, flags, count, plan)]
 
         def smaller(block: Block) -> Block:
@@ -68,7 +81,7 @@ class Blocks:
             return used[-1]
 
         try:
-            out = run_block(used[0], inputs, flags, count, start, steps, smaller)
+            out = run_block(used[0], inputs, flags, count, start, steps, smaller, updates)
             if used[0].plan.kernel == "registers":
                 jax.block_until_ready(out)
             return used[-1], out
@@ -76,7 +89,7 @@ class Blocks:
             if used[0].plan.kernel != "registers":
                 raise
             self.registers.refuse(f"it failed: {trust.first_line(error)}")
-            return self.execute(tile, inputs, flags, count, plan, start, steps)
+            return self.execute(tile, inputs, flags, count, plan, start, steps, updates)
 
     def smaller(self, block: Block, tile: Any, inputs: Any, flags: Any, count: int) -> Block:
         """The block to go on with, of the same kernel, where a device was out of memory."""
@@ -95,7 +108,7 @@ class Blocks:
         if self.registers.wanted(tile, plan):
             plain = lambda: self.other(tile, inputs, flags, trust.SAMPLE, None)  # noqa: E731
             with self.lock:
-                kind = plans.kind_of(inputs, flags)
+                kind = self.kind(inputs, flags)
                 fusable = self.fusable if self.refused is None else 1
                 problems, ceiling = self.share(count), self.ceiling
                 made = self.registers.block(tile, inputs, flags, problems, plan, kind, fusable, plain, ceiling)
@@ -106,7 +119,7 @@ class Blocks:
 
     def other(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
         """The compiled block in lanes, or under vmap where there is no such form."""
-        kind = plans.kind_of(inputs, flags)
+        kind = self.kind(inputs, flags)
         with self.lock:
             wanted = plan
             if wanted is None and self.refused is None:
@@ -120,6 +133,14 @@ class Blocks:
             if wanted.kernel == "lanes":
                 wanted = dataclasses.replace(wanted, reason=self.registers.why_not(tile))
             return self.compiled(tile, inputs, flags, self.ceiling.under(wanted, kind.bytes))
+
+    def kind(self, inputs: Any, flags: Any) -> plans.Kind:
+        """The kind of problem that these inputs hold. It follows from what they are made of: the session's problems are
+        all alike."""
+        key = jax.tree.structure((inputs, flags)), tuple(jax.tree.leaves(flags))
+        if key not in self.kinds:
+            self.kinds[key] = plans.kind_of(inputs, flags)
+        return self.kinds[key]
 
     def share(self, count: int) -> int:
         """How many of so many problems each device gets."""

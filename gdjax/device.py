@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -357,8 +358,18 @@ def filled(count: int, value: int, device: jax.Device) -> Any:
 def put(arrays: list[np.ndarray], home: jax.Device) -> list[jax.Array | np.ndarray]:
     """The arrays on `home`, or where they are if there is no room for them there."""
     if is_host(home):
-        return jax.device_put(arrays, home) if arrays else []  # one call costs little more for many than for one
+        return [adopted(array, home) for array in arrays]
     return [put_one(array, home) for array in arrays]
+
+
+def adopted(array: np.ndarray, home: jax.Device) -> jax.Array:
+    """The array as one of JAX's, in its own memory: at half the cost of `jax.device_put`."""
+    return jax.make_array_from_callback(array.shape, place(home), lambda _: array)
+
+
+@functools.cache
+def place(home: jax.Device) -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(home)
 
 
 def put_one(array: np.ndarray, home: jax.Device) -> jax.Array | np.ndarray:
@@ -388,7 +399,6 @@ def within_reach(array: Any, home: jax.Device) -> Any:
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An uninitialised NumPy array that JAX can adopt without a copy: XLA wants 64-byte alignment."""
     dtype = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    raw = ARENA.take(size + 64)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
+    raw = ARENA.take(math.prod(shape) * dtype.itemsize + 64)
+    address = raw.__array_interface__["data"][0]  # at half the cost of `ctypes.data`
+    return np.ndarray(shape, dtype, raw, -address % 64)

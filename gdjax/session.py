@@ -19,7 +19,8 @@ from gdjax.batch import Batch, problem_shapes
 from gdjax.blocks import Blocks
 from gdjax.dryrun import check_program
 from gdjax.engine import fixed, history, refill, rounds
-from gdjax.engine.feed import Block, run_block
+from gdjax.engine.block import Block
+from gdjax.engine.feed import run_block
 from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, STOPPED, Program
 from gdjax.key import Key, key_of
 from gdjax.pieces import cut, hashable, joined, own, pick, scatter, shared_once, unhashed
@@ -129,11 +130,11 @@ class Session(Blocks):
     ) -> tuple[fixed.Outputs, Any, Plan, int, Any]:
         """`(outputs, flags of their state, plan, steps, record)`; a problem that broke on the way says RUNNING."""
         if not job.every:
-            block, out = self.execute(fixed.tile, inputs, flags, count, plan, start, job.steps)
+            block, out = self.execute(fixed.tile, inputs, flags, count, plan, start, job.steps, job.steps)
             return out, jax.tree.unflatten(block.out_tree, block.out_own).state, block.plan, job.steps, None
 
         def run(inputs: Any, flags: Any, first: int, ahead: int) -> Any:
-            block, out = self.execute(history.steady, inputs, flags, count, plan, first, ahead)
+            block, out = self.execute(history.steady, inputs, flags, count, plan, first, ahead, ahead)
             ran.append(block)
             return out, jax.tree.unflatten(block.out_tree, block.out_own)
 
@@ -143,7 +144,7 @@ class Session(Blocks):
 
     def tuned(self, inputs: Any, flags: Any, count: int, steps: int, always: bool = False) -> Plan | None:
         """The plan remembered for large batches of this kind, measured first where the run is long."""
-        kind, device = plans.kind_of(inputs, flags), self.devices[0]
+        kind, device = self.kind(inputs, flags), self.devices[0]
         default = plans.default(kind, device, self.share(count))
         if self.refused is not None or not dev.is_host(device) or (default.tiles == 1 and not always):
             return None
@@ -242,14 +243,15 @@ class Session(Blocks):
 
         def run(name: str, inputs: Any, flags: Any, count: int, first: int, second: int) -> Any:
             tile = history.rows if name == "rows" else getattr(refill, name)
-            block, out = self.execute(tile, inputs, flags, count, job.plan, first, second)
+            updates = first * second if name == "sprint" else 1
+            block, out = self.execute(tile, inputs, flags, count, job.plan, first, second, updates)
             ran[name] = block.plan
             return out
 
         if lane is None:
             inputs = refill.Start(batch.weights, rule_state[0], batch.data, batch.hyper)
             flags = refill.Start(own(batch.weights), rule_state[1], batch.data_flags, batch.hyper_flags)
-            few = batch.count * plans.kind_of(inputs, flags).bytes <= rounds.FEW_BYTES
+            few = batch.count * self.kind(inputs, flags).bytes <= rounds.FEW_BYTES
             in_rounds = self.program.stop is not None and not self.masked(job.plan)
             if few and in_rounds and self.in_lanes(job.plan) and not job.every and job.watch is None:
                 ended = run("through", inputs, flags, batch.count, start, job.steps)
@@ -266,7 +268,7 @@ class Session(Blocks):
             ended = run("finish", seated, lane_flags, batch.count, start, steps)
         else:
             stride = refill.stride_of(self.block(refill.sprint, seated, lane_flags, batch.count, job.plan).plan.chunk)
-            kind = plans.kind_of(seated, lane_flags)
+            kind = self.kind(seated, lane_flags)
             if batch.count * kind.bytes <= rounds.FEW_BYTES and job.watch is None:
                 ended = rounds.straight(run, seated, lane_flags, start, steps, stride)
             else:

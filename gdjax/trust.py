@@ -21,7 +21,8 @@ from gdjax import device as dev
 from gdjax import plan as plans
 from gdjax.batch import Batch
 from gdjax.engine import history
-from gdjax.engine.feed import Block, compile_block, run_block
+from gdjax.engine.block import Block, compile_block
+from gdjax.engine.feed import run_block
 from gdjax.engine.program import Program
 from gdjax.memory import Ceiling
 from gdjax.plan import Kind, Plan

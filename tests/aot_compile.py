@@ -98,7 +98,7 @@ def described(shape: tuple[int, ...], own_data: bool = True, count: int = N) -> 
 def descent(platform: str, loss: Any, inputs: Any, flags: Any, rule: Any, kernel: str, chunk: int = 1) -> Any:
     """The compiled descent."""
     from gdjax.engine import fixed, registers
-    from gdjax.engine.feed import compile_block
+    from gdjax.engine.block import compile_block
     from gdjax.engine.program import Program
     from gdjax.engine.targets import TARGETS
     from gdjax.plan import Plan
@@ -114,7 +114,7 @@ def until(platform: str, loss: Any, inputs: Any, flags: Any, rule: Any, stop: An
 
     from gdjax.batch import problem_shapes
     from gdjax.engine import refill, registers
-    from gdjax.engine.feed import compile_block
+    from gdjax.engine.block import compile_block
     from gdjax.engine.program import Program
     from gdjax.engine.targets import TARGETS
     from gdjax.plan import Plan

@@ -15,7 +15,7 @@ import pytest
 from gdjax import blocks, dispatch, session, trust
 from gdjax import device as dev
 from gdjax.cost import Calibration, Pace
-from gdjax.engine import feed
+from gdjax.engine import block as engine_block
 
 CPU = Calibration(0.35, 100e-6, math.inf, math.inf, scalar=Pace(1.6e-8, 3e11), vector=Pace(3e-7, 2.5e11))
 """As measured on two cores of a server."""
@@ -54,8 +54,8 @@ def full_device(monkeypatch: pytest.MonkeyPatch, most: float) -> Iterator[Full]:
     """Every compiled block as on a device that is out of memory from more than `most` problems per call on."""
     device = Full(most, [], [])
 
-    def compile_block(*args: object) -> feed.Block:
-        block = feed.compile_block(*args)  # type: ignore[arg-type]
+    def compile_block(*args: object) -> engine_block.Block:
+        block = engine_block.compile_block(*args)  # type: ignore[arg-type]
 
         def limited(executable):
             def call(*inputs):

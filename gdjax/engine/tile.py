@@ -29,34 +29,22 @@ def outward(kernel: Kernel, tree: Any, flags: Any) -> Any:
     return jax.tree.map(lambda leaf, flag: jnp.moveaxis(leaf, kernel.axis, 0) if flag else leaf, tree, flags)
 
 
-def over_tiles(tile: Callable[[Any], tuple[Any, Any]], size: int, count: int, args: Any, flags: Any, used: Any) -> Any:
+def over_tiles(
+    tile: Callable[[Any], tuple[Any, Any]], size: int, count: int, args: Any, flags: Any, used: Any, buffers: Any = None
+) -> Any:
     """`tile` on each of the first `used` of `count` tiles; `tile` returns its outputs and their flags.
 
-    Outputs that no problem owns are those of the last tile: they are the same for all.
+    Outputs that no problem owns are those of the last tile: they are the same for all. They are written over `buffers`,
+    shaped as `buffers_for` says; None: over fresh ones.
     """
     if count == 1:
         return tile(args)[0]
-
-    def piece(index: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf, flag: lax.dynamic_slice_in_dim(leaf, index * size, size) if flag else leaf, args, flags
-        )
-
-    out_flags: list[Any] = []
-
-    def first() -> Any:
-        out, own = tile(piece(0))
-        out_flags.append(own)
-        return out
-
-    shapes = jax.eval_shape(first)
-    own = out_flags[0]
-    buffers = jax.tree.map(
-        lambda s, flag: jnp.zeros((count * size, *s.shape[1:]) if flag else s.shape, s.dtype), shapes, own
-    )
+    if buffers is None:
+        shapes = buffers_for(tile, size, count, args, flags)
+        buffers = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def body(index: Any, buffers: Any) -> Any:
-        out, _ = tile(piece(index))
+        out, own = tile(piece(args, flags, size, index))
         return jax.tree.map(
             lambda buffer, leaf, flag: lax.dynamic_update_slice_in_dim(buffer, leaf, index * size, 0) if flag else leaf,
             buffers,
@@ -65,6 +53,29 @@ def over_tiles(tile: Callable[[Any], tuple[Any, Any]], size: int, count: int, ar
         )
 
     return lax.fori_loop(0, used, body, buffers)
+
+
+def buffers_for(tile: Callable[[Any], tuple[Any, Any]], size: int, count: int, args: Any, flags: Any) -> Any:
+    """The shapes of the outputs of `count` tiles."""
+    out_flags: list[Any] = []
+
+    def first() -> Any:
+        out, own = tile(piece(args, flags, size, 0))
+        out_flags.append(own)
+        return out
+
+    return jax.tree.map(
+        lambda s, flag: jax.ShapeDtypeStruct((count * size, *s.shape[1:]) if flag else s.shape, s.dtype),
+        jax.eval_shape(first),
+        out_flags[0],
+    )
+
+
+def piece(args: Any, flags: Any, size: int, index: Any) -> Any:
+    """One tile of the arguments."""
+    return jax.tree.map(
+        lambda leaf, flag: lax.dynamic_slice_in_dim(leaf, index * size, size) if flag else leaf, args, flags
+    )
 
 
 def settle(

@@ -1,0 +1,192 @@
+"""A compiled block of tiles: how it is made, and the memory that its results are written into.
+
+On the host a block writes its results into arrays that are handed to it and taken back when the results have been
+copied out: fresh memory must be asked of the system and filled with zeros, which takes as long as many updates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gdjax import device as dev
+from gdjax.engine.copies import on_each
+from gdjax.engine.kernels import KERNELS
+from gdjax.engine.tile import buffers_for, over_tiles
+from gdjax.plan import Plan
+
+TileFunction = Callable[..., Callable[[Any], tuple[Any, Any]]]
+
+HANDOVER = 350e-6
+"""Seconds that it takes to give work to another thread and to wait for it."""
+
+SPARE_BYTES = 64 << 20
+"""Most bytes of results' memory that are kept for the next calls."""
+
+
+class Pace:
+    """How long updates have taken on one worker, to tell whether a few of them are worth the others' while."""
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+
+    def crew(self, updates: float, workers: int) -> int:
+        """How many of the workers should share so many updates: one, where the others would come too late."""
+        alone = math.inf if self.seconds is None else self.seconds * updates
+        return workers if alone * (1 - 1 / workers) > HANDOVER else 1
+
+    def note(self, seconds: float, updates: float, workers: int) -> None:
+        """So many updates took so many workers so long."""
+        seen = max(0.0, seconds - (HANDOVER if workers > 1 else 0)) * workers / updates
+        self.seconds = seen if self.seconds is None else (self.seconds + seen) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A compiled block: `plan.tiles` tiles of `plan.tile` problems each, one executable per device.
+
+    `need` is the bytes that one call takes on the device: arguments, results and what it holds meanwhile.
+    """
+
+    plan: Plan
+    executables: tuple[Any, ...]
+    devices: tuple[jax.Device, ...]
+    out_tree: Any
+    out_shapes: tuple[Any, ...]
+    out_own: tuple[bool, ...]
+    x64: bool
+    need: int
+    room: tuple[tuple[tuple[int, ...], Any], ...] = ()
+    """Shapes and dtypes of what is handed over for the results to be written into."""
+
+    pace: Pace = dataclasses.field(default_factory=lambda: Pace(), compare=False)
+    """How fast its calls have been."""
+
+    workers: int = 0
+    """Workers on each device; 0: all that there are, divided by the devices."""
+
+    @property
+    def size(self) -> int:
+        return self.plan.tile * self.plan.tiles
+
+    @property
+    def lanes(self) -> int:
+        """How many pieces run side by side: the same number on every device."""
+        here = self.workers or dev.workers(self.devices[0]) // len(self.devices)
+        return max(1, here) * len(self.devices)
+
+    def on(self, number: int) -> Block:
+        """The same block on one of its devices, with that device's share of the workers."""
+        only, share = slice(number, number + 1), self.lanes // len(self.devices)
+        return dataclasses.replace(self, executables=self.executables[only], devices=self.devices[only], workers=share)
+
+
+def compile_block(
+    engine: TileFunction, program: Any, plan: Plan, inputs: Any, flags: Any, devices: Sequence[jax.Device]
+) -> Block:
+    """Compile `engine`'s tile of `program` for inputs like these, on every device."""
+    size = plan.tile * plan.tiles
+    kernel = KERNELS[plan.kernel](plan.tile)
+    out_flags: list[Any] = []
+
+    def tile_of(start: Any, steps: Any, zero: Any) -> Callable[[Any], tuple[Any, Any]]:
+        kernel.zero = zero
+        run = engine(kernel, program, plan.chunk, flags, start, steps)
+
+        def noted(piece: Any) -> tuple[Any, Any]:
+            out, own = run(piece)
+            out_flags.append(own)
+            return out, own
+
+        return noted
+
+    def block(inputs: Any, start: Any, steps: Any, used: Any, zero: Any, room: Any) -> Any:
+        buffers = room if plan.tiles > 1 else None
+        return over_tiles(tile_of(start, steps, zero), plan.tile, plan.tiles, inputs, flags, used, buffers)
+
+    def outputs(inputs: Any, start: Any, steps: Any, zero: Any) -> Any:
+        buffers = buffers_for(tile_of(start, steps, zero), plan.tile, plan.tiles, inputs, flags)
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), buffers)
+
+    shapes = jax.tree.map(
+        lambda leaf, own: jax.ShapeDtypeStruct((size, *leaf.shape[1:]) if own else leaf.shape, leaf.dtype),
+        inputs,
+        flags,
+    )
+    number, real = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
+    room = jax.eval_shape(outputs, shapes, number, number, real) if plan.tiles > 1 else ()
+
+    def compiled(device: jax.Device) -> Any:
+        here = jax.sharding.SingleDeviceSharding(device)
+        jitted = jax.jit(block, in_shardings=here, out_shardings=here, donate_argnames="room")
+        lowered = jitted.lower(shapes, number, number, number, real, room)
+        return lowered.compile(compiler_options=dev.compiler_options(device))
+
+    executables = on_each(compiled, devices)
+    leaves, tree = jax.tree.flatten(executables[0].out_info)
+    x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+    return Block(
+        plan,
+        executables,
+        tuple(devices),
+        tree,
+        tuple(leaves),
+        tuple(jax.tree.leaves(out_flags[-1])),
+        x64,
+        need_of(executables[0]),
+        tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(room)),
+    )
+
+
+def need_of(executable: Any) -> int:
+    """Bytes of a call on the device, as the compiler says; 0 where it does not."""
+    stats = executable.memory_analysis()
+    if stats is None:
+        return 0
+    held = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    return held - stats.alias_size_in_bytes
+
+
+class Spares:
+    """Memory of results that have been copied out, kept for the next ones of the same shapes."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Any, list[Any]] = {}
+        self.bytes = 0
+        self.lock = threading.Lock()
+
+    def take(self, block: Block, device: jax.Device) -> Any:
+        """What one call of the block may write its results into; what is in it means nothing."""
+        if not block.room:
+            return ()
+        with self.lock:
+            found = self.kept.get((device, block.room))
+            if found:
+                results = found.pop()
+                self.bytes -= size_of(results)
+                return jax.tree.unflatten(block.out_tree, results)
+        fresh = [np.zeros(shape, dtype) for shape, dtype in block.room]
+        return jax.tree.unflatten(block.out_tree, jax.device_put(fresh, device, may_alias=False))
+
+    def give(self, block: Block, device: jax.Device, results: list[jax.Array]) -> None:
+        """Take back what a call of the block has returned, which nobody looks at any more."""
+        if not block.room:
+            return
+        with self.lock:
+            if self.bytes + size_of(results) <= SPARE_BYTES:
+                self.kept.setdefault((device, block.room), []).append(results)
+                self.bytes += size_of(results)
+
+
+def size_of(arrays: list[jax.Array]) -> int:
+    return sum([array.nbytes for array in arrays])
+
+
+SPARES = Spares()

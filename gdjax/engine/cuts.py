@@ -1,0 +1,64 @@
+"""Where a batch is cut into pieces for a compiled block, and the pieces themselves."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from gdjax import device as dev
+from gdjax.engine.block import Block
+
+ALIGNED = 64
+"""XLA reads NumPy's memory without a copy where it begins at a multiple of so many bytes."""
+
+Cut = tuple[int, int]
+"""The first problem of a piece, and the first one behind it."""
+
+
+def pieces(block: Block, left: list[Cut], lanes: int, shift: int = 0) -> list[Cut]:
+    """What is left of a batch cut into pieces that fit a block, spread evenly over the workers.
+
+    On one device at tile boundaries (`shift` problems behind them); over several to the last problem, so that none is
+    idle while there is work.
+    """
+    return [piece for begin, end in left for piece in spread(block, begin, end, lanes, shift)]
+
+
+def spread(block: Block, begin: int, end: int, lanes: int, shift: int) -> list[Cut]:
+    count, tile = end - begin, block.plan.tile
+    if len(block.devices) > 1:
+        rounds = -(-count // (block.size * lanes))
+        step = -(-count // (rounds * lanes))
+    else:
+        tiles = -(-count // tile)
+        each = min(block.plan.tiles, max(1, -(-tiles // lanes)))
+        rounds = -(-tiles // (each * lanes))
+        step = min(block.plan.tiles, -(-tiles // (rounds * lanes))) * tile
+    first = step - tile + shift if 0 < shift < tile < step else step
+    cuts = [begin, *range(begin + first, end, step), end]
+    return list(itertools.pairwise(cuts))
+
+
+def unaligned(arrays: Sequence[np.ndarray]) -> int:
+    """How many problems come before the first from which on XLA reads all arrays without a copy; 0: none does.
+
+    NumPy's own large arrays begin 16 bytes behind a page.
+    """
+    for shift in range(ALIGNED):
+        if all((array.ctypes.data + shift * array.strides[0]) % ALIGNED == 0 for array in arrays):
+            return shift
+    return 0
+
+
+def window(array: np.ndarray, first: int, last: int, used: int, size: int) -> np.ndarray:
+    """`size` problems from `first` on: a view where there are as many, else a copy padded with the last one up to the
+    end of the tiles that are used. What lies behind them is never looked at."""
+    if first + size <= len(array):
+        return array[first : first + size]
+    out = dev.aligned_empty((size, *array.shape[1:]), array.dtype)
+    held = last - first
+    out[:held] = array[first:last]
+    out[held:used] = array[last - 1]
+    return out

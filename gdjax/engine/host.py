@@ -1,0 +1,117 @@
+"""Takes the pieces of a batch through devices that share the host's memory, several at a time.
+
+Slices of the batch are views, results are written straight into their place.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from gdjax import device as dev
+from gdjax.engine.block import SPARES, Block
+from gdjax.engine.cuts import Cut, pieces, unaligned, window
+
+NEGATIVE_ZERO = np.float32(-0.0)
+
+
+def on_host(
+    block: Block,
+    leaves: list[Any],
+    own: list[bool],
+    tree: Any,
+    left: list[Cut],
+    start: int,
+    steps: int,
+    outputs: Any,
+    patient: bool,
+    updates: int,
+) -> list[Cut]:
+    """The pieces for which there was no memory, where the caller is `patient`; the results of the others are put into
+    `outputs`."""
+    arrays = [np.asarray(leaf) for leaf in leaves]
+    scalars = np.int32(start), np.int32(steps)
+    ahead = updates * sum(last - first for first, last in left)
+    lanes = block.pace.crew(ahead, block.lanes) if len(block.devices) == 1 else block.lanes
+    cuts = pieces(block, left, lanes, shift_of(block, left, arrays, own))
+    ways = itertools.cycle(zip(block.executables, block.devices, strict=True))
+    waiting = collections.deque(zip(ways, cuts, strict=False))
+    failed: list[Cut] = []
+
+    def begun(executable: Any, device: jax.Device, cut: Cut) -> list[Any]:
+        first, last = cut
+        used = -(-(last - first) // block.plan.tile)
+        inputs = [
+            window(array, first, last, used * block.plan.tile, block.size) if flag else array
+            for array, flag in zip(arrays, own, strict=True)
+        ]
+        room = SPARES.take(block, device)
+        results = executable(jax.tree.unflatten(tree, inputs), *scalars, np.int32(used), NEGATIVE_ZERO, room)
+        return jax.tree.leaves(results)
+
+    def ended(device: jax.Device, cut: Cut, results: list[Any]) -> None:
+        # Waiting here lets other threads run; waiting inside NumPy would not.
+        outputs.put(*cut, jax.block_until_ready(results))
+        SPARES.give(block, device, results)
+
+    def attempt(step: Any, *arguments: Any, cut: Cut) -> Any:
+        try:
+            return step(*arguments)
+        except (RuntimeError, MemoryError) as error:
+            if not (patient and dev.out_of_memory(error)):
+                raise
+            failed.append(cut)
+            return None
+
+    def work() -> None:
+        """Takes pieces while there are any. Where there are enough for all, the next one is begun before the results of
+        the one before are looked after."""
+        running: Any = None
+        with jax.enable_x64(block.x64):
+            while True:
+                following = None
+                if running is None or len(waiting) >= lanes:
+                    following = begin_next()
+                if running is not None:
+                    device, cut, results = running
+                    attempt(ended, device, cut, results, cut=cut)
+                running = following
+                if running is None and not waiting:
+                    return
+
+    def begin_next() -> Any:
+        try:
+            (executable, device), cut = waiting.popleft()
+        except IndexError:
+            return None
+        results = attempt(begun, executable, device, cut, cut=cut)
+        return None if results is None else (device, cut, results)
+
+    begin = time.perf_counter()
+    workers = min(lanes, len(cuts))
+    others = [crew(block.lanes).submit(work) for _ in range(workers - 1)]
+    work()
+    for other in others:
+        other.result()
+    block.pace.note(time.perf_counter() - begin, ahead, workers)
+    return sorted(failed)
+
+
+def shift_of(block: Block, left: list[Cut], arrays: list[np.ndarray], own: list[bool]) -> int:
+    """How far behind the tile boundaries to cut a batch of several pieces, so that most are read without a copy."""
+    if sum(last - first for first, last in left) <= block.size:
+        return 0
+    return unaligned([array for array, flag in zip(arrays, own, strict=True) if flag])
+
+
+@functools.cache
+def crew(lanes: int) -> ThreadPoolExecutor:
+    """The threads that run blocks side by side with the caller's, kept between calls."""
+    return ThreadPoolExecutor(lanes, thread_name_prefix="gdjax")
