@@ -67,7 +67,7 @@ class Blocks:
         plan: Plan | None,
         start: int,
         steps: int,
-        updates: int = 1,
+        updates: int | None = None,
     ) -> tuple[Block, Any]:
         """The block that ran last and the outputs; `updates` as for `run_block`.
 

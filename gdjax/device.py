@@ -24,6 +24,9 @@ INSTALL = {
     "gpu": 'pip install "gdjax[cuda]"',
     "tpu": 'pip install "gdjax[tpu]"',
 }
+ALIGNED = 64
+"""XLA reads NumPy's memory without a copy where it begins at a multiple of so many bytes."""
+
 ALIASES = {"cuda": "gpu", "rocm": "gpu"}
 
 
@@ -389,16 +392,21 @@ def within_reach(array: Any, home: jax.Device) -> Any:
     if not is_host(home):
         return jax.device_put(array, home)
     found = np.asarray(array)
-    if found.ctypes.data % 64 == 0 and found.flags.c_contiguous:
+    if aligned(found):
         return found
     out = aligned_empty(found.shape, found.dtype)
     out[...] = found
     return out
 
 
+def aligned(array: np.ndarray) -> bool:
+    """Whether XLA reads an array in host memory without a copy."""
+    return array.flags.c_contiguous and array.__array_interface__["data"][0] % ALIGNED == 0
+
+
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An uninitialised NumPy array that JAX can adopt without a copy: XLA wants 64-byte alignment."""
+    """An uninitialised NumPy array that JAX can adopt without a copy."""
     dtype = np.dtype(dtype)
-    raw = ARENA.take(math.prod(shape) * dtype.itemsize + 64)
+    raw = ARENA.take(math.prod(shape) * dtype.itemsize + ALIGNED)
     address = raw.__array_interface__["data"][0]  # at half the cost of `ctypes.data`
-    return np.ndarray(shape, dtype, raw, -address % 64)
+    return np.ndarray(shape, dtype, raw, -address % ALIGNED)

@@ -134,12 +134,12 @@ def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
         return Plan("lanes", 4096, 8, 4)
     plan = default(kind, device, min(count, 1 << 17))
     chunk = 4 if kind.elementwise else 1
-    return dataclasses.replace(plan, tiles=min(plan.tiles, 8), chunk=chunk)
+    return dataclasses.replace(plan, tiles=min(plan.tiles, 32), chunk=chunk)
 
 
 def lull(kind: Kind) -> int:
     """Updates that cost a lane about as much as being brought to the processor and back."""
-    return 192 if kind.elementwise else 12
+    return 800 if kind.elementwise else 12
 
 
 def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:

@@ -243,20 +243,31 @@ class Session(Blocks):
 
         def run(name: str, inputs: Any, flags: Any, count: int, first: int, second: int) -> Any:
             tile = history.rows if name == "rows" else getattr(refill, name)
-            updates = first * second if name == "sprint" else 1
+            updates = None if name in ("opening", "sprint") else 1  # sprints end early, others are much the same each time
             block, out = self.execute(tile, inputs, flags, count, job.plan, first, second, updates)
             ran[name] = block.plan
             return out
 
+        age = 0
         if lane is None:
             inputs = refill.Start(batch.weights, rule_state[0], batch.data, batch.hyper)
             flags = refill.Start(own(batch.weights), rule_state[1], batch.data_flags, batch.hyper_flags)
-            few = batch.count * self.kind(inputs, flags).bytes <= rounds.FEW_BYTES
-            in_rounds = self.program.stop is not None and not self.masked(job.plan)
-            if few and in_rounds and self.in_lanes(job.plan) and not job.every and job.watch is None:
+            kind = self.kind(inputs, flags)
+            few = batch.count * kind.bytes <= rounds.FEW_BYTES
+            in_rounds = self.program.stop is not None and not self.masked(job.plan) and self.in_lanes(job.plan)
+            if in_rounds and few and not job.every and job.watch is None:
                 ended = run("through", inputs, flags, batch.count, start, job.steps)
                 return ended, ran["through"], job.steps, None
-            lane = run("begin", inputs, flags, batch.count, start, 0)
+            if in_rounds and not job.every:
+                chunk = self.block(refill.opening, inputs, flags, batch.count, job.plan).plan.chunk
+                stride = refill.stride_of(chunk)
+                if job.steps >= stride:
+                    age = rounds.ahead(0, 0, job.steps, stride, plans.lull(kind), batch.count, job.watch)
+                lane = run("opening", inputs, flags, batch.count, start, age)
+                if job.watch is not None:
+                    job.watch.took(batch.count * age)
+            else:
+                lane = run("begin", inputs, flags, batch.count, start, 0)
         lane_flags = refill.Running(own(lane), batch.data_flags, batch.hyper_flags)
         seated = refill.Running(lane, batch.data, batch.hyper)
         steps, record = job.steps, None
@@ -269,13 +280,14 @@ class Session(Blocks):
         else:
             stride = refill.stride_of(self.block(refill.sprint, seated, lane_flags, batch.count, job.plan).plan.chunk)
             kind = self.kind(seated, lane_flags)
-            if batch.count * kind.bytes <= rounds.FEW_BYTES and job.watch is None:
+            if not age and batch.count * kind.bytes <= rounds.FEW_BYTES and job.watch is None:
                 ended = rounds.straight(run, seated, lane_flags, start, steps, stride)
             else:
-                ended, steps = rounds.rounds(run, seated, lane_flags, start, steps, stride, plans.lull(kind), job.watch)
+                lull = plans.lull(kind)
+                ended, steps = rounds.rounds(run, seated, lane_flags, start, steps, age, stride, lull, job.watch)
         if job.watch is not None:
             job.watch.settle(ended.lane["status"])
-        return ended, next(ran[name] for name in ("sprint", "rows", "finish") if name in ran), steps, record
+        return ended, next(ran[name] for name in ("sprint", "opening", "rows", "finish") if name in ran), steps, record
 
 
 class Sessions:

@@ -94,6 +94,7 @@ def compile_block(
     """Compile `engine`'s tile of `program` for inputs like these, on every device."""
     size = plan.tile * plan.tiles
     kernel = KERNELS[plan.kernel](plan.tile)
+    handed = plan.tiles > 1 and dev.is_host(devices[0])
     out_flags: list[Any] = []
 
     def tile_of(start: Any, steps: Any, zero: Any) -> Callable[[Any], tuple[Any, Any]]:
@@ -108,7 +109,7 @@ def compile_block(
         return noted
 
     def block(inputs: Any, start: Any, steps: Any, used: Any, zero: Any, room: Any) -> Any:
-        buffers = room if plan.tiles > 1 else None
+        buffers = room if handed else None
         return over_tiles(tile_of(start, steps, zero), plan.tile, plan.tiles, inputs, flags, used, buffers)
 
     def outputs(inputs: Any, start: Any, steps: Any, zero: Any) -> Any:
@@ -121,7 +122,7 @@ def compile_block(
         flags,
     )
     number, real = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
-    room = jax.eval_shape(outputs, shapes, number, number, real) if plan.tiles > 1 else ()
+    room = jax.eval_shape(outputs, shapes, number, number, real) if handed else ()
 
     def compiled(device: jax.Device) -> Any:
         here = jax.sharding.SingleDeviceSharding(device)

@@ -10,9 +10,6 @@ import numpy as np
 from gdjax import device as dev
 from gdjax.engine.block import Block
 
-ALIGNED = 64
-"""XLA reads NumPy's memory without a copy where it begins at a multiple of so many bytes."""
-
 Cut = tuple[int, int]
 """The first problem of a piece, and the first one behind it."""
 
@@ -46,19 +43,24 @@ def unaligned(arrays: Sequence[np.ndarray]) -> int:
 
     NumPy's own large arrays begin 16 bytes behind a page.
     """
-    for shift in range(ALIGNED):
-        if all((array.ctypes.data + shift * array.strides[0]) % ALIGNED == 0 for array in arrays):
+    for shift in range(dev.ALIGNED):
+        if all(dev.aligned(array[shift:]) for array in arrays):
             return shift
     return 0
 
 
 def window(array: np.ndarray, first: int, last: int, used: int, size: int) -> np.ndarray:
-    """`size` problems from `first` on: a view where there are as many, else a copy padded with the last one up to the
-    end of the tiles that are used. What lies behind them is never looked at."""
-    if first + size <= len(array):
+    """`size` problems from `first` on: a view where there are as many and XLA reads them without a copy.
+
+    Else a copy, padded with the last problem up to the end of the tiles that are used. What lies behind them is never
+    looked at. (XLA's own copy would be made of fresh memory, while no other thread may run.)
+    """
+    whole = first + size <= len(array)
+    if whole and dev.aligned(array[first:]):
         return array[first : first + size]
     out = dev.aligned_empty((size, *array.shape[1:]), array.dtype)
-    held = last - first
-    out[:held] = array[first:last]
-    out[held:used] = array[last - 1]
+    held = used if whole else last - first
+    out[:held] = array[first : first + held]
+    if not whole:
+        out[held:used] = array[last - 1]
     return out

@@ -29,11 +29,11 @@ def run_block(
     start: int,
     steps: int,
     smaller: Callable[[Block], Block] | None = None,
-    updates: int = 1,
+    updates: int | None = None,
 ) -> Any:
     """The outputs for all `count` problems, leaves `[count, ...]` (or without the axis where no problem owns them).
 
-    `updates` is how many each takes at most, or 1 where nobody knows: few of them are not spread over many workers.
+    `updates` is how many each takes, where that is known: few of them are not spread over many workers.
     Where the device runs out of memory, what is left of the batch goes through the block that `smaller` gives.
     """
     leaves, tree = jax.tree.flatten(inputs)

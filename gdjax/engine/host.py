@@ -32,14 +32,14 @@ def on_host(
     steps: int,
     outputs: Any,
     patient: bool,
-    updates: int,
+    updates: int | None,
 ) -> list[Cut]:
     """The pieces for which there was no memory, where the caller is `patient`; the results of the others are put into
     `outputs`."""
     arrays = [np.asarray(leaf) for leaf in leaves]
     scalars = np.int32(start), np.int32(steps)
-    ahead = updates * sum(last - first for first, last in left)
-    lanes = block.pace.crew(ahead, block.lanes) if len(block.devices) == 1 else block.lanes
+    ahead = (updates or 0) * sum(last - first for first, last in left)
+    lanes = block.pace.crew(ahead, block.lanes) if ahead and len(block.devices) == 1 else block.lanes
     cuts = pieces(block, left, lanes, shift_of(block, left, arrays, own))
     ways = itertools.cycle(zip(block.executables, block.devices, strict=True))
     waiting = collections.deque(zip(ways, cuts, strict=False))
@@ -100,7 +100,8 @@ def on_host(
     work()
     for other in others:
         other.result()
-    block.pace.note(time.perf_counter() - begin, ahead, workers)
+    if ahead:
+        block.pace.note(time.perf_counter() - begin, ahead, workers)
     return sorted(failed)
 
 

@@ -1,7 +1,8 @@
 """Stop rules: problems that are done make room for others, so that a batch costs what its useful steps cost.
 
-Three compiled tiles. `begin` seats problems in lanes. `sprint` takes steps blindly, several at a time, noting only
+The compiled tiles. `begin` seats problems in lanes. `sprint` takes steps blindly, several at a time, noting only
 whether anything happened that ends a problem; one to which something happened waits where it stood before them.
+`opening` is both at once, for the first sprint of a batch.
 `finish` takes a waiting problem through those last steps one by one. Between sprints the lanes that wait are
 emptied and the others moved together (`gdjax.engine.rounds`), so that no lane runs for nothing longer than one sprint.
 """
@@ -48,6 +49,11 @@ class Ended(NamedTuple):
 STRIDE = 8
 """Updates from one look at whether anything happened to the next, to begin with."""
 
+PATIENCE = 16
+"""A problem's last stride is at most 1/PATIENCE of its updates, and at most `LONGEST` times the first one."""
+
+LONGEST = 4
+
 PASSES_PER_CHECK = 4
 """How often a tile asks whether any of its lanes still runs."""
 
@@ -74,29 +80,42 @@ def begin(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any
     return run
 
 
-def sprint(kernel: Kernel, program: Program, chunk: int, flags: Running, passes: Any, stride: Any) -> Tile:
-    """At most `passes` times `stride` updates, `chunk` of them fused, or until every lane waits."""
+def sprint(kernel: Kernel, program: Program, chunk: int, flags: Running, age: Any, updates: Any) -> Tile:
+    """At most so many updates (a multiple of `chunk`, so many of which are fused), or until every lane waits.
+
+    `age` is how many the lanes have taken since they began: the strides grow with it.
+    """
+    first = stride_of(chunk)
 
     def run(inputs: Running) -> tuple[Any, Any]:
         inputs = inward(kernel, inputs, flags)
         moving, ahead, hold, rest = striding(kernel, program, chunk, flags, inputs)
 
-        def once(number: Any, carry: Any) -> Any:
-            moving, held = carry
-            after = ahead(moving, number * stride, stride)
-            return after, hold(held, after, (number + 1) * stride)
+        def once(_: Any, carry: Any) -> Any:
+            moving, held, taken = carry
+            grown = jnp.clip((age + taken) // (PATIENCE * first), 1, LONGEST) * first
+            count = jnp.minimum(grown, updates - taken) // chunk * chunk
+            after = ahead(moving, taken, count)
+            return after, hold(held, after, taken + count), taken + count
 
         def going(carry: Any) -> Any:
-            number, (moving, _) = carry
-            return (number < passes) & jnp.any(runs(kernel, moving))
+            moving, _, taken = carry
+            return (taken < updates) & jnp.any(runs(kernel, moving))
 
-        def some(carry: Any) -> Any:
-            number, carried = carry
-            upto = jnp.minimum(number + PASSES_PER_CHECK, passes)
-            return upto, lax.fori_loop(number, upto, once, carried)
-
-        _, (moving, held) = lax.while_loop(going, some, (jnp.int32(0), (moving, at_rest(inputs.lane))))
+        carry = moving, at_rest(inputs.lane), jnp.int32(0)
+        moving, held, _ = lax.while_loop(going, lambda carry: lax.fori_loop(0, PASSES_PER_CHECK, once, carry), carry)
         return outward(kernel, rest(moving, held), flags.lane), flags.lane
+
+    return run
+
+
+def opening(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any, updates: Any) -> Tile:
+    """Fresh problems seated at update number `start`, and their first sprint."""
+
+    def run(inputs: Start) -> tuple[Any, Any]:
+        lane, own = begin(kernel, program, chunk, flags, start, updates)(inputs)
+        seated = Running(own, flags.data, flags.hyper)
+        return sprint(kernel, program, chunk, seated, jnp.int32(0), updates)(Running(lane, inputs.data, inputs.hyper))
 
     return run
 
@@ -105,13 +124,9 @@ def through(kernel: Kernel, program: Program, chunk: int, flags: Start, start: A
     """Few fresh problems to their ends in one program: begun, one sprint, the last steps one by one."""
 
     def run(inputs: Start) -> tuple[Any, Any]:
-        lane, own = begin(kernel, program, chunk, flags, start, steps)(inputs)
-        seated = Running(lane, inputs.data, inputs.hyper), Running(own, flags.data, flags.hyper)
-        stride = stride_of(chunk)
-        lane, own = sprint(kernel, program, chunk, seated[1], steps // stride, jnp.int32(stride))(seated[0])
-        awake = jnp.where(lane["status"] == WAITING, jnp.int32(RUNNING), lane["status"])
-        last = seated[0]._replace(lane={**lane, "status": awake})
-        return finish(kernel, program, chunk, seated[1], start, steps)(last)
+        lane, own = opening(kernel, program, chunk, flags, start, steps // chunk * chunk)(inputs)
+        last = Running(lane, inputs.data, inputs.hyper)
+        return finish(kernel, program, chunk, Running(own, flags.data, flags.hyper), start, steps)(last)
 
     return run
 
@@ -196,10 +211,13 @@ def striding(
 
 
 def finish(kernel: Kernel, program: Program, chunk: int, flags: Running, start: Any, steps: Any) -> Tile:
-    """Every problem one step at a time until its rule holds or it has taken `steps` updates since `start`."""
+    """Every problem, those that wait too, one step at a time until its rule holds or it has taken `steps` updates since
+    `start`."""
 
     def run(inputs: Running) -> tuple[Any, Any]:
         lane, data, hyper = inward(kernel, inputs, flags)
+        awake = jnp.where(lane["status"] == WAITING, jnp.int32(RUNNING), lane["status"])
+        lane = {**lane, "status": awake}
         rest, rest_flags = (start + steps, data, hyper), (False, flags.data, flags.hyper)
         carry, carry_flags = settle(kernel, program.advance, (lane,), (flags.lane,), rest, rest_flags)
 

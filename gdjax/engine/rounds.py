@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from gdjax.device import aligned_empty
-from gdjax.engine.program import RAN_ALL_STEPS, RUNNING, WAITING
+from gdjax.engine.program import RAN_ALL_STEPS, RUNNING
 from gdjax.engine.refill import Ended, Running
 from gdjax.progress import Watch
 
@@ -25,11 +25,6 @@ SLAB = 1 << 18
 
 SHARE = 8
 """A round is at least 1/SHARE of the updates taken so far."""
-
-PATIENCE = 64
-"""A problem's last stride is at most 1/PATIENCE of its updates, and at most `LONGEST` times the first one."""
-
-LONGEST = 4
 
 FEW_BYTES = 128 * 1024
 """Problems whose lanes and data are no larger run straight to their end."""
@@ -44,67 +39,75 @@ def rounds(
     flags: Running,
     start: int,
     steps: int,
+    age: int,
     stride: int,
     lull: int,
     watch: Watch | None = None,
 ) -> tuple[Ended, int]:
-    """The ended lanes of a slab of problems that are seated at update number `start`, in their order.
+    """The ended lanes of a slab of problems, in their order.
 
-    And the updates that the longest of them may have taken: `steps`, unless the watch ended the run.
+    They were seated at update number `start` and have taken `age` updates since, save those that wait. And the updates
+    that the longest of them may have taken: `steps`, unless the watch ended the run.
     """
     whole, count = seats, len(seats.lane["status"])
-    kept = jax.tree.map(lambda leaf: aligned_empty(leaf.shape, leaf.dtype), seats.lane)
-    where = np.arange(count)
-    age = quiet = 0
-    while len(where) and steps - age >= stride:
-        looks, each = ahead(age, quiet, steps - age, stride, lull)
-        if watch is not None:
-            looks = max(1, min(looks, watch.affordable(len(where)) // each))
-        lane = run("sprint", seats, flags, len(where), looks, each)
-        age += looks * each
-        going = lane["status"] == RUNNING
-        stay = np.flatnonzero(going)
-        if watch is not None:
-            watch.took(len(where) * looks * each)
-        if len(stay) == len(where):
-            seats, quiet = seats._replace(lane=lane), quiet + 1
-        elif len(stay) == 0 and len(where) == count:
-            return closed(run, whole, flags, lane, start, steps, watch), steps
+    kept: Any = None
+    where: Any = None  # None: all problems are in their first places
+    quiet = 0
+    while True:
+        status = seats.lane["status"]
+        going = np.equal(status, RUNNING, out=aligned_empty(status.shape, np.bool_))
+        lanes = int(np.count_nonzero(going))
+        if lanes == len(going):
+            quiet += age > 0
+        elif lanes == 0 and where is None:
+            return closed(run, whole, flags, seats.lane, start, steps, watch), steps
         else:
-            waits = np.flatnonzero(~going)
-            write(kept, jax.tree.map(lambda leaf, waits=waits: leaf[waits], lane), where[waits])
-            seats, where, quiet = select(seats._replace(lane=lane), flags, stay), where[stay], 0
+            if where is None:
+                where = np.arange(count)
+                kept = jax.tree.map(lambda leaf: aligned_empty(leaf.shape, leaf.dtype), seats.lane)
+            stay, waits = np.flatnonzero(going), np.flatnonzero(~going)
+            write(kept, jax.tree.map(lambda leaf, waits=waits: leaf[waits], seats.lane), where[waits])
+            seats, where, quiet = select(seats, flags, stay), where[stay], 0
         if watch is not None and watch.due:
-            waits = np.setdiff1d(np.arange(count), where, assume_unique=True)
+            waits = np.arange(0) if where is None else np.setdiff1d(np.arange(count), where, assume_unique=True)
             share = watch.share(count, max(len(waits) / count, age / steps))
             if watch.tell(ends(run, whole, flags, kept, waits, start, steps), len(waits), share):
                 steps = age
-    write(kept, seats.lane, where)
-    return closed(run, whole, flags, kept, start, steps, watch), steps
+        if not lanes or steps - age < stride:
+            break
+        updates = ahead(age, quiet, steps - age, stride, lull, lanes, watch)
+        seats = seats._replace(lane=run("sprint", seats, flags, lanes, age, updates))
+        age += updates
+        if watch is not None:
+            watch.took(lanes * updates)
+    if where is not None:
+        write(kept, seats.lane, where)
+    return closed(run, whole, flags, seats.lane if where is None else kept, start, steps, watch), steps
 
 
 def closed(run: Run, whole: Running, flags: Running, kept: Any, start: int, steps: int, watch: Watch | None) -> Ended:
     """All problems taken to their ends, step by step from where they wait."""
-    ended = run("finish", whole._replace(lane=awake(kept)), flags, len(kept["status"]), start, steps)
+    ended = run("finish", whole._replace(lane=kept), flags, len(kept["status"]), start, steps)
     if watch is not None:
         watch.took(int(np.sum(np.asarray(ended.lane["index"]) - np.asarray(kept["index"]), dtype=np.int64)))
     return ended
 
 
-def ahead(age: int, quiet: int, left: int, stride: int, lull: int) -> tuple[int, int]:
-    """The next round: `(looks, updates from look to look)`."""
-    longest = stride * LONGEST
-    each = min(max(age // PATIENCE, stride), longest, left) // stride * stride
+def ahead(age: int, quiet: int, left: int, stride: int, lull: int, lanes: int, watch: Watch | None) -> int:
+    """The updates of the next round, a multiple of `stride`."""
     balanced = math.isqrt(2 * lull * max(age, lull // 2))
     updates = max(balanced, age // SHARE) << min(quiet, 8)
-    return max(1, min(updates, max(age, balanced), left) // each), each
+    updates = min(updates, max(age, balanced), left)
+    if watch is not None:
+        updates = min(updates, watch.affordable(lanes))
+    return max(1, updates // stride) * stride
 
 
 def ends(run: Run, whole: Running, flags: Running, kept: Any, waits: np.ndarray, start: int, steps: int) -> Any:
     """The statuses in which the problems that wait will end: a look ahead, for the counts alone."""
     if not len(waits):
         return ()
-    seats = select(whole._replace(lane=awake(kept)), flags, waits)
+    seats = select(whole._replace(lane=kept), flags, waits)
     return run("finish", seats, flags, len(waits), start, steps).lane["status"]
 
 
@@ -129,20 +132,23 @@ def slices(
 
 def straight(run: Run, seats: Running, flags: Running, start: int, steps: int, stride: int) -> Ended:
     """The same for few problems: one sprint to the end, where rounds would cost more than the lanes they free."""
-    count, looks = len(seats.lane["status"]), steps // stride
-    if looks:
-        seats = seats._replace(lane=awake(run("sprint", seats, flags, count, looks, stride)))
+    count, updates = len(seats.lane["status"]), steps // stride * stride
+    if updates:
+        seats = seats._replace(lane=run("sprint", seats, flags, count, 0, updates))
     return run("finish", seats, flags, count, start, steps)
-
-
-def awake(lane: Any) -> Any:
-    """Lanes that wait, made to run again: they take their last steps one by one."""
-    return {**lane, "status": np.where(lane["status"] == WAITING, np.int32(RUNNING), lane["status"])}
 
 
 def select(tree: Any, flags: Any, which: np.ndarray) -> Any:
     """The problems at `which`."""
-    return jax.tree.map(lambda leaf, own: np.take(np.asarray(leaf), which, axis=0) if own else leaf, tree, flags)
+
+
+    def taken(leaf: Any, own: bool) -> Any:
+        if not own:
+            return leaf
+        out = aligned_empty((len(which), *leaf.shape[1:]), leaf.dtype)
+        return np.take(np.asarray(leaf), which, axis=0, out=out, mode="clip")  # the default mode would buffer `out`
+
+    return jax.tree.map(taken, tree, flags)
 
 
 def write(whole: Any, part: Any, where: np.ndarray) -> None:
