@@ -109,11 +109,12 @@ def default(kind: Kind, device: jax.Device, count: int) -> Plan:
         tile = power_below(2 * count - 1, SMALL, 1 << 20)
         return Plan("lanes", tile, 1, 16 if kind.elementwise else 1)
     if kind.elementwise:
-        ladder, chunk = [(SMALL, 1), (1024, 16), (4096, 32)], 4
-        last = 16384
+        last, chunk = SMALL, 4
+        ladder = [(last, 1), (last, 64), (2 * last, 256)]
+        last *= 2
     else:
-        last = power_below(CACHE_BYTES / kind.bytes, VECTOR, 1024)
-        ladder, chunk = [(last, 1), (last, 16)], 1
+        last, chunk = power_below(CACHE_BYTES / kind.bytes, VECTOR, 1024), 1
+        ladder = [(last, 1), (last, 16)]
     ladder.append((last, power_below(BLOCK_BYTES / (last * kind.bytes), 16, 4096)))
     fits = [(tile, tiles) for tile, tiles in ladder if tile * tiles >= count]
     return Plan("lanes", *(fits or ladder[-1:])[0], chunk)

@@ -7,6 +7,7 @@ copied out: fresh memory must be asked of the system and filled with zeros, whic
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -15,14 +16,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from gdjax import device as dev
 from gdjax.engine.copies import on_each
 from gdjax.engine.kernels import KERNELS
 from gdjax.engine.tile import buffers_for, over_tiles
+from gdjax.engine.whole import can_be_whole, whole
 from gdjax.plan import Plan
 
+log = logging.getLogger("gdjax")
+
 TileFunction = Callable[..., Callable[[Any], tuple[Any, Any]]]
+
+ROOM = 5
+"""Which argument of a compiled block is the memory for its results."""
 
 HANDOVER = 350e-6
 """Seconds that it takes to give work to another thread and to wait for it."""
@@ -124,13 +132,29 @@ def compile_block(
     number, real = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
     room = jax.eval_shape(outputs, shapes, number, number, real) if handed else ()
 
-    def compiled(device: jax.Device) -> Any:
-        here = jax.sharding.SingleDeviceSharding(device)
-        jitted = jax.jit(block, in_shardings=here, out_shardings=here, donate_argnames="room")
-        lowered = jitted.lower(shapes, number, number, number, real, room)
-        return lowered.compile(compiler_options=dev.compiler_options(device))
+    arguments = shapes, number, number, number, real, room
+    closed, returned = jax.make_jaxpr(block, return_shape=True)(*arguments)
+    as_one = dev.is_host(devices[0]) and plan.kernel == "lanes" and can_be_whole(closed.jaxpr)
 
-    executables = on_each(compiled, devices)
+    def traced(*args: Any) -> Any:
+        return jax.tree.unflatten(jax.tree.structure(returned), core.jaxpr_as_fun(closed)(*jax.tree.leaves(args)))
+
+    def compiled(device: jax.Device, function: Callable[..., Any]) -> Any:
+        here = jax.sharding.SingleDeviceSharding(device)
+        jitted = jax.jit(function, in_shardings=here, out_shardings=here, donate_argnums=ROOM)
+        return jitted.lower(*arguments).compile(compiler_options=dev.compiler_options(device))
+
+    def best(device: jax.Device) -> Any:
+        if as_one:
+            try:
+                return compiled(device, whole(traced))
+            except jax.errors.JaxRuntimeError as error:
+                if dev.out_of_memory(error):
+                    raise
+                log.info("a block is not compiled whole: %s", error)
+        return compiled(device, traced)
+
+    executables = on_each(best, devices)
     leaves, tree = jax.tree.flatten(executables[0].out_info)
     x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
     return Block(
