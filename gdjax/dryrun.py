@@ -79,6 +79,11 @@ def shapes_of(tree: Any) -> Any:
     return jax.tree.structure(tree), [leaf.shape for leaf in jax.tree.leaves(tree)]
 
 
+def kinds_of(tree: Any) -> Any:
+    """Structure, shapes and dtypes. The text of `brief` would not do: a class without one shows where it lies."""
+    return shapes_of(tree), [leaf.dtype for leaf in jax.tree.leaves(tree)]
+
+
 def check_loss(loss: Callable[..., Any], weights: Any, data: Any) -> Any:
     """The loss must be one real floating point number and have a gradient; returns its shape and dtype."""
     shapes = f"weights {brief(weights)}, data {brief(data)}"
@@ -143,8 +148,7 @@ def check_optimizer(program: Program, rule: Transformation, weights: Any, data: 
 def check_project(project: Callable[..., Any], weights: Any) -> None:
     """A projection must keep structure, shapes and dtypes of the weights."""
     out = returned("project", f"on the weights of one problem ({brief(weights)})", "", project, weights)
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (out, weights)]
-    if brief(out) != brief(weights) or structures[0] != structures[1]:
+    if kinds_of(out) != kinds_of(weights):
         raise ValueError(f"project brought weights {brief(weights)} to {brief(out)}; keep structure, shapes and dtypes")
 
 
@@ -163,5 +167,5 @@ def check_stop(rule: StopRule, weights: Any, loss: Any) -> None:
             f"stop returned {described(done)} {shapes}; return one boolean scalar, "
             "such as step.gradient_norm < 1e-6, or jnp.all(...) of several"
         )
-    if brief(new) != brief(memory):
+    if kinds_of(new) != kinds_of(memory):
         raise ValueError(f"stop brought its memory {brief(memory)} to {brief(new)}; test must keep shapes and dtypes")
