@@ -167,7 +167,8 @@ class MosaicGPU(Target):
         from jax.experimental.pallas import mosaic_gpu as mosaic
 
         layout = mosaic.Layout.WG_STRIDED(self.tile, vec_size=1)
-        return [mosaic.load(ref, (i, self.here()), layout=layout) for i in range(ref.shape[0])]
+        apart = [None] if jax.__version_info__ < (0, 11) else []  # jax 0.10 wants an index beside the reference
+        return [mosaic.load(ref.at[i, self.here()], *apart, layout=layout) for i in range(ref.shape[0])]
 
     def write(self, ref: Any, tiles: Sequence[Any]) -> None:
         for i, x in enumerate(tiles):
