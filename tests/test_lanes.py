@@ -58,6 +58,13 @@ def test_lanes_agree_with_a_python_loop_of_one_problem():
             )
 
 
+def test_the_derivative_of_half_a_square_is_not_doubled_on_the_way():
+    """Twice the residual would overflow; up to jax 0.11 XLA itself makes ½·(2·e) e."""
+    w = np.array([1, -1], np.float32) * np.float32(3e38)
+    out = gdjax.minimize(lambda w: 0.5 * jnp.square(w), w, learning_rate=0.5, steps=1, plan=LANES)
+    assert same_bits(out.weights, w / 2)
+
+
 # --- the order of sums -----------------------------------------------------------------------------------------------
 
 

@@ -215,6 +215,15 @@ def test_ieee_vector_descent_is_the_plain_python_reference():
         assert tuple(got[i].tolist()) == expected
 
 
+@pytest.fixture
+def doubled(request, loss, dtype, extreme):
+    """From jax 0.12 on XLA computes the derivative of ½e² as it is written, ½·(2·e), which overflows before e does; the
+    engine itself makes e of it, see `test_verify.py`. Of these numbers only float32 ones come that near to the end."""
+    if jax.__version_info__ >= (0, 12) and (loss, dtype, extreme) == ("squared", np.float32, True):
+        request.applymarker(pytest.mark.xfail(reason="XLA of jax 0.12 doubles the residual", strict=True))
+
+
+@pytest.mark.usefixtures("doubled")
 @pytest.mark.parametrize("extreme", [False, True], ids=["ordinary", "extreme"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("loss", "how"), [("squared", FMA_FLUSHED), ("residual", IEEE_FLUSHED)])
