@@ -172,6 +172,12 @@ def test_constants_are_rounded_as_the_program_holds_them():
     assert host.evaluate(lambda x: x + 2.0**-40, one) == 1 + 2.0**-40  # what follows is not rounded
 
 
+def test_what_later_versions_of_jax_made_operations_of_their_own():
+    assert host.evaluate(jnp.log2, np.float32(8)) == 3
+    assert host.evaluate(jnp.polyval, np.float32([2, 5, 1]), np.float32(3)) == 34
+    assert abs(host.evaluate(jax.grad(jnp.tanh), np.float32(1)) - 1 / np.cosh(1) ** 2) < 1e-15
+
+
 @wide_enough
 def test_precision():
     assert host.evaluate(jnp.tanh, np.float32(1)).dtype == np.float64

@@ -153,7 +153,8 @@ def test_a_batch_larger_than_the_device_runs_in_calls_that_fit(monkeypatch, rule
         w = np.zeros(COUNT, np.float32)
         return gdjax.minimize(loss, w, (x,), learning_rate=0.3, steps=4, stop=rule, device=device)
 
-    bytes_each, room = x[0].nbytes, 1 << 20
+    # XLA holds one more copy of the points from jax 0.11 on: in this room 512 problems fit in either way, but not 1024.
+    bytes_each, room = x[0].nbytes, 5 << 18
     (device,) = accelerator(monkeypatch, room=1 << 40)
     whole = run(device)
     assert whole.plan.kernel == "lanes"
