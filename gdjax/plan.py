@@ -129,13 +129,13 @@ def registers(kind: Kind, lanes: int, count: int, fusable: int) -> Plan:
 
 def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
     """The plan of a batch with a stop rule: smaller blocks, since rounds grow narrow, and looks every few steps."""
-    if dev.is_host(device) and kind.elementwise and SMALL < count <= 4096:
-        return Plan("lanes", SMALL, 4096 // SMALL, 4)
-    if dev.is_host(device) and kind.elementwise and SMALL < count <= 1 << 16:
-        return Plan("lanes", 4096, 8, 4)
-    plan = default(kind, device, min(count, 1 << 17))
-    chunk = 4 if kind.elementwise else 1
-    return dataclasses.replace(plan, tiles=min(plan.tiles, 32), chunk=chunk)
+    if not dev.is_host(device):
+        return dataclasses.replace(default(kind, device, count), chunk=4 if kind.elementwise else 1)
+    if kind.elementwise:
+        shape = (SMALL, 1) if count <= SMALL else (SMALL, 64) if count <= 1 << 15 else (2 * SMALL, 64)
+        return Plan("lanes", *shape, 4)
+    plan = default(kind, device, count)
+    return dataclasses.replace(plan, tiles=min(plan.tiles, 64))
 
 
 def lull(kind: Kind) -> int:

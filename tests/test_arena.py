@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from gdjax import arena
-from gdjax.device import aligned_empty, give
+from gdjax.arena import aligned_empty
+from gdjax.device import give
 
 
 @pytest.fixture

@@ -47,9 +47,10 @@ def on_host(
 
     def begun(executable: Any, device: jax.Device, cut: Cut) -> list[Any]:
         first, last = cut
-        used = -(-(last - first) // block.plan.tile)
+        tiles = -(-(last - first) // block.plan.tile)
+        used = last - first if block.by_problem else tiles
         inputs = [
-            window(array, first, last, used * block.plan.tile, block.size) if flag else array
+            window(array, first, last, tiles * block.plan.tile, block.size) if flag else array
             for array, flag in zip(arrays, own, strict=True)
         ]
         room = SPARES.take(block, device)
