@@ -31,6 +31,8 @@ def unhashed(flags: Any, like: Any) -> Any:
 
 def shared_once(batch: Batch, home: jax.Device) -> Batch:
     """The batch with what all its problems share where it is read without a copy: it is needed for every piece."""
+    if all(jax.tree.leaves(batch.data_flags)):
+        return batch
 
     def settled(leaf: Any, flag: bool) -> Any:
         return leaf if flag or leaf.nbytes < SHARED_BYTES else dev.within_reach(leaf, home)

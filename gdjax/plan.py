@@ -7,6 +7,7 @@ measuring, since the lanes kernel gives every problem the same bits under all of
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -31,6 +32,9 @@ VECTOR = 32
 
 SMALL = 256
 """Scalar batches up to this size get a tile of this size."""
+
+LARGE = 1024
+"""Others get tiles of this size: what a step of them reads and writes stays in the fastest cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,15 +107,15 @@ def power_below(value: float, low: int, high: int) -> int:
     return max(low, min(high, 1 << max(0, math.floor(math.log2(max(1.0, value))))))
 
 
+@functools.lru_cache(1024)
 def default(kind: Kind, device: jax.Device, count: int) -> Plan:
     """A sound lanes plan without measuring; its shape depends on `count` by class only, and serves many N."""
     if not dev.is_host(device):
         tile = power_below(2 * count - 1, SMALL, 1 << 20)
         return Plan("lanes", tile, 1, 16 if kind.elementwise else 1)
     if kind.elementwise:
-        last, chunk = SMALL, 4
-        ladder = [(last, 1), (last, 64), (2 * last, 256)]
-        last *= 2
+        last, chunk = LARGE, 3
+        ladder = [(SMALL, 1), (SMALL, 64), (LARGE, 64)]
     else:
         last, chunk = power_below(CACHE_BYTES / kind.bytes, VECTOR, 1024), 1
         ladder = [(last, 1), (last, 16)]
@@ -127,6 +131,7 @@ def registers(kind: Kind, lanes: int, count: int, fusable: int) -> Plan:
     return Plan("registers", tile, 1, min(8, fusable) if kind.elementwise else 1)
 
 
+@functools.lru_cache(1024)
 def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
     """The plan of a batch with a stop rule: smaller blocks, since rounds grow narrow, and looks every few steps."""
     if not dev.is_host(device):

@@ -6,10 +6,10 @@ copied out: fresh memory must be asked of the system and filled with zeros, whic
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import logging
-import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,28 +33,40 @@ TileFunction = Callable[..., Callable[[Any], tuple[Any, Any]]]
 ROOM = 5
 """Which argument of a compiled block is the memory for its results."""
 
-HANDOVER = 350e-6
-"""Seconds that it takes to give work to another thread and to wait for it."""
+SHORT = 4e-3
+"""Seconds below which a job is also tried on one worker: to give work to another takes some tenth of a millisecond."""
+
+AGAIN = 32
+"""One in so many short jobs is run the way that was slower, which may have changed."""
 
 SPARE_BYTES = 64 << 20
 """Most bytes of results' memory that are kept for the next calls."""
 
 
 class Pace:
-    """How long updates have taken on one worker, to tell whether a few of them are worth the others' while."""
+    """How long jobs of each size took on one worker and on all of them, to tell whether a short one is worth handing
+    work over."""
 
     def __init__(self) -> None:
-        self.seconds: float | None = None
+        self.seconds: dict[tuple[int, int], float] = {}
+        self.calls: collections.Counter[int] = collections.Counter()
 
-    def crew(self, updates: float, workers: int) -> int:
-        """How many of the workers should share so many updates: one, where the others would come too late."""
-        alone = math.inf if self.seconds is None else self.seconds * updates
-        return workers if alone * (1 - 1 / workers) > HANDOVER else 1
+    def crew(self, updates: int, workers: int) -> int:
+        """How many of the workers should share so many updates: all, or one."""
+        size = updates.bit_length()
+        alone, shared = self.seconds.get((size, 1)), self.seconds.get((size, workers))
+        if shared is None or shared > SHORT:
+            return workers
+        if alone is None:
+            return 1
+        self.calls[size] += 1
+        better, other = (1, workers) if alone < shared else (workers, 1)
+        return better if self.calls[size] % AGAIN else other
 
-    def note(self, seconds: float, updates: float, workers: int) -> None:
+    def note(self, seconds: float, updates: int, workers: int) -> None:
         """So many updates took so many workers so long."""
-        seen = max(0.0, seconds - (HANDOVER if workers > 1 else 0)) * workers / updates
-        self.seconds = seen if self.seconds is None else (self.seconds + seen) / 2
+        key = updates.bit_length(), workers
+        self.seconds[key] = (3 * self.seconds.get(key, seconds) + seconds) / 4
 
 
 @dataclasses.dataclass(frozen=True)
