@@ -33,7 +33,7 @@ VECTOR = 32
 SMALL = 256
 """Scalar batches up to this size get a tile of this size."""
 
-LARGE = 1024
+LARGE = 2048
 """Others get tiles of this size: what a step of them reads and writes stays in the fastest cache."""
 
 
@@ -115,7 +115,7 @@ def default(kind: Kind, device: jax.Device, count: int) -> Plan:
         return Plan("lanes", tile, 1, 16 if kind.elementwise else 1)
     if kind.elementwise:
         last, chunk = LARGE, 3
-        ladder = [(SMALL, 1), (SMALL, 64), (LARGE, 64)]
+        ladder = [(SMALL, 1), (SMALL, 64), (LARGE, 32)]
     else:
         last, chunk = power_below(CACHE_BYTES / kind.bytes, VECTOR, 1024), 1
         ladder = [(last, 1), (last, 16)]
@@ -153,5 +153,6 @@ def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:
     tile = 384 if kind.shared else power_below(64 * 1024 / kind.bytes, VECTOR, 256)
     if not dev.is_host(device):
         tile = power_below(ACCELERATOR_BYTES / kind.bytes, VECTOR, 1 << 14)
-    tiles = power_below(BLOCK_BYTES / (tile * kind.bytes), 1, 1024) if count > tile else 1
+    most = 1 if count <= tile else 16 if count <= 16 * tile else 1024
+    tiles = power_below(BLOCK_BYTES / (tile * kind.bytes), 1, most)
     return Plan("vmap", tile, tiles, 1, reason)

@@ -14,7 +14,7 @@ from gdjax.device import give
 @pytest.fixture
 def kept(monkeypatch):
     fresh = arena.Arena()
-    monkeypatch.setattr("gdjax.device.ARENA", fresh)
+    monkeypatch.setattr("gdjax.arena.ARENA", fresh)
     return fresh.free
 
 
