@@ -74,7 +74,8 @@ def lifted(function: Callable[..., Any], *shapes: Any) -> tuple[Callable[..., An
     """`(function of (values, *arguments), values)`: the traced values that a function closes over, as an argument."""
     closed, out = jax.make_jaxpr(function, return_shape=True)(*shapes)
     traced = [isinstance(constant, jax.core.Tracer) for constant in closed.consts]
-    jaxpr, kept = closed.jaxpr, [None if t else c for c, t in zip(closed.consts, traced, strict=True)]
+    kept = [None if t else c for c, t in zip(closed.consts, traced, strict=True)]
+    jaxpr = ClosedJaxpr(closed.jaxpr, kept).jaxpr  # since jax 0.11 `closed.jaxpr` would keep the traced values too
     values = [c for c, t in zip(closed.consts, traced, strict=True) if t]
     tree = jax.tree.structure(out)
     del closed, out

@@ -18,7 +18,7 @@ import numpy as np
 from jax.extend import core
 
 from gdjax.batch import check_rate, convert, prepare, problem_shapes
-from gdjax.engine.evaluator import INLINED, inner
+from gdjax.engine.evaluator import INLINED, inner, loop_operands
 from gdjax.minimize import check_steps, checked_loss
 
 
@@ -205,8 +205,7 @@ def equation(eqn: Any, operands: list[Any], wide: np.dtype) -> list[Any]:
 
 def scan(eqn: Any, operands: list[Any], wide: np.dtype) -> list[Any]:
     p = eqn.params
-    first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
-    consts, carry, xs = operands[:first], operands[first:last], operands[last:]
+    consts, carry, xs = loop_operands(eqn, operands)
     rows = []
     for i in range(p["length"])[:: -1 if p["reverse"] else 1]:
         out = run(p["jaxpr"].jaxpr, p["jaxpr"].consts, [*consts, *carry, *(x[i] for x in xs)], wide)

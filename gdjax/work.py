@@ -14,14 +14,14 @@ FREE = frozenset(
 """Primitives that move numbers and compute none."""
 
 DEAR = frozenset(
-    "exp exp2 expm1 log log1p tanh logistic sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc "
+    "exp exp2 expm1 log log1p log2 tanh logistic sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc "
     "erf_inv pow cbrt lgamma digamma sort cumsum cumlogsumexp cumprod".split()
 )
 """Primitives that cost about `DEAR_COST` operations for each number."""
 
 DEAR_COST = 16.0
 
-COSTS = {"div": 4.0, "sqrt": 4.0, "rsqrt": 4.0, "integer_pow": 2.0, "square": 1.0, "rem": 4.0}
+COSTS = {"div": 4.0, "sqrt": 4.0, "rsqrt": 4.0, "integer_pow": 2.0, "square": 1.0, "one_minus_square": 3.0, "rem": 4.0}
 
 
 def operations(function: Any, *shapes: Any) -> float:
@@ -50,6 +50,8 @@ def of_equation(equation: Any) -> float:
         (contracted, _), _ = params["dimension_numbers"]
         left = equation.invars[0].aval.shape
         return 2.0 * numbers * math.prod(left[axis] for axis in contracted)
+    if name == "polynomial":
+        return 2.0 * numbers * (len(equation.invars) - 2)
     if name.startswith(("reduce", "arg")):
         numbers = math.prod(equation.invars[0].aval.shape)
     return numbers * (DEAR_COST if name in DEAR else COSTS.get(name, 1.0))

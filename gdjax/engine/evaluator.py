@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend import core
 
 MAX_TERMS = 256
@@ -150,9 +151,24 @@ def constant(eqn: Any, operands: list[Value]) -> list[Any]:
 
 
 def inner(eqn: Any) -> tuple[Any, Any]:
-    """The jaxpr of a call and its constants."""
-    jaxpr = eqn.params[INLINED[eqn.primitive.name]]
+    """The jaxpr of a call, or of what an operation is made of, and its constants."""
+    parts = INLINED[eqn.primitive.name]
+    if callable(parts):
+        jaxpr = jax.make_jaxpr(functools.partial(parts, eqn.params))(*(v.aval for v in eqn.invars))
+    else:
+        jaxpr = eqn.params[parts]
     return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "jaxpr") else (jaxpr, ())
+
+
+def loop_operands(eqn: Any, operands: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """What a scan holds fixed, what it carries, and what it takes a slice of at every turn."""
+    p = eqn.params
+    if "num_consts" in p:  # up to jax 0.10
+        fixed, carried = p["num_consts"], p["num_carry"]
+    else:
+        fixed, carried, _ = map(len, p["ft_in"].unpack())
+    last = fixed + carried
+    return list(operands[:fixed]), list(operands[fixed:last]), list(operands[last:])
 
 
 def reaches(jaxpr: Any, flags: Sequence[bool]) -> list[bool]:
@@ -184,7 +200,12 @@ def one_term(eqn: Any) -> bool:
     return math.prod(eqn.invars[0].aval.shape[d] for d in contract) == 1
 
 
-INLINED = {
+def polynomial(params: Any, x: Any, *coefficients: Any) -> Any:
+    """Horner's rule; coefficients come lowest first."""
+    return functools.reduce(lambda sum_, c: lax.add(lax.mul(sum_, x), c), reversed(coefficients))
+
+
+INLINED: dict[str, str | Callable[..., Any]] = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -195,7 +216,11 @@ INLINED = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "log2": lambda params, x: lax.div(lax.log(x, **params), lax.log(lax.full_like(x, 2), **params)),
+    "one_minus_square": lambda params, x: lax.mul(lax.add(lax.full_like(x, 1), x), lax.sub(lax.full_like(x, 1), x)),
+    "polynomial": polynomial,
 }
+"""Where a call has its jaxpr; of operations that came with jax 0.11 and 0.12, what they are made of."""
 
 SIMPLE = frozenset(
     """abs add add_any and convert_element_type copy copy_p eq ge gt integer_pow is_finite le lt max min mul ne neg

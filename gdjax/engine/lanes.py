@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gdjax.engine.evaluator import Evaluator, UnsupportedError, Value
+from gdjax.engine.evaluator import Evaluator, UnsupportedError, Value, loop_operands
 from gdjax.engine.rewrites import log1p as vector_log1p
 
 
@@ -62,9 +62,8 @@ class Lanes(Evaluator):
     def scan(self, eqn: Any, operands: list[Value]) -> list[Value]:
         """A loop of known length: the body in lanes, everything it carries with the lane axis."""
         p = eqn.params
-        first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
-        consts, xs = operands[:first], operands[last:]
-        start = [spread(v, shape_of(v), self.size) for v in operands[first:last]]
+        consts, carried, xs = loop_operands(eqn, operands)
+        start = [spread(v, shape_of(v), self.size) for v in carried]
 
         def body(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
             values = [Value(c, True) for c in carry]

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from gdjax.engine import rewrites
-from gdjax.engine.evaluator import PRODUCTS, Evaluator, UnsupportedError, Value
+from gdjax.engine.evaluator import PRODUCTS, Evaluator, UnsupportedError, Value, loop_operands
 
 MAX_WRITTEN = 6000
 """Most operations one step may emit."""
@@ -292,8 +292,7 @@ def select_n(evaluator: Scalars, eqn: Any, which: Value, *cases: Value) -> list[
 def scan(evaluator: Scalars, eqn: Any, *operands: Value) -> list[np.ndarray]:
     """A loop of known length, written out."""
     p = eqn.params
-    first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
-    consts, carry, xs = list(operands[:first]), list(operands[first:last]), operands[last:]
+    consts, carry, xs = loop_operands(eqn, operands)
     turns = range(p["length"])
     ys: list[list[Value]] = []
     for turn in reversed(turns) if p["reverse"] else turns:
