@@ -135,6 +135,7 @@ def compile_block(
     traced = Traced(tile, shapes, number, number, real, *([number] if by_problem else []))
     room = like(traced.out, own[0], size) if plan.tiles > 1 and on_host and not by_problem else ()
     as_one = on_host and plan.kernel == "lanes" and can_be_whole(traced.jaxpr)
+    apart: list[jax.Device] = []
 
     def block(one: Callable[..., Any], inputs: Any, start: Any, steps: Any, used: Any, zero: Any, room: Any) -> Any:
         if by_problem:
@@ -158,6 +159,7 @@ def compile_block(
                 if dev.out_of_memory(error):
                     raise
                 log.info("a tile is not compiled whole: %s", error)
+                apart.append(device)
         return compiled(device, traced)
 
     executables = on_each(best, devices)
@@ -174,7 +176,7 @@ def compile_block(
         need_of(executables[0]),
         tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(room)),
         by_problem=by_problem,
-        whole=as_one,
+        whole=as_one and not apart,
     )
 
 
