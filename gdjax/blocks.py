@@ -35,7 +35,9 @@ class Blocks:
         self.devices = tuple(devices)
         self.blocks: dict[Any, Block] = {}
         self.kinds: dict[Any, plans.Kind] = {}
-        self.refused, self.fusable = lane_form(program, batch)
+        form = lane_form(program, batch)
+        self.refused, self.fusable = form.refused, form.fusable
+        self.whole_tiles = form.whole and dev.is_host(self.devices[0])
         if self.refused is not None:
             log.info("the problem runs under vmap, not in lanes: %s", self.refused)
         self.registers = trust.Registers(program, batch, self.devices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from gdjax.engine.evaluator import UnsupportedError, operations
 from gdjax.engine.kernels import KERNELS
 from gdjax.engine.program import Program
 from gdjax.engine.refill import at_rest
+from gdjax.engine.whole import can_be_whole
 from gdjax.pieces import own
 from gdjax.plan import VECTOR
 
@@ -19,8 +20,20 @@ FUSED_OPERATIONS = 256
 """Longest pass of fused steps; XLA was seen to split longer passes."""
 
 
-def lane_form(program: Program, batch: Batch) -> tuple[str | None, int]:
-    """Why the problem has no lane form (None: it has one), and how many of its steps may be fused into one pass.
+class Form(NamedTuple):
+    """What form a problem has.
+
+    `refused` says why it has none in lanes (None: it has one), `fusable` how many of its steps may be fused into one
+    pass, `whole` whether a tile of it may be one function of machine code on the CPU.
+    """
+
+    refused: str | None
+    fusable: int = 1
+    whole: bool = False
+
+
+def lane_form(program: Program, batch: Batch) -> Form:
+    """The form of a problem, where lanes can be had.
 
     Decided once, for all its tiles, from the problem alone. Fusing is for programs that carry their weights alone
     and are short: XLA splits a long pass into several, at places that depend on its length, and where it
@@ -53,9 +66,10 @@ def lane_form(program: Program, batch: Batch) -> tuple[str | None, int]:
         kernel.call(program.report, (weights, data), (own_weights, own_data))
 
     try:
-        jax.eval_shape(trace, lane)
+        jaxpr = jax.make_jaxpr(trace)(lane).jaxpr
     except UnsupportedError as error:
-        return str(error), 1
+        return Form(str(error))
     step = kernel.traces_of(program.step if program.stop is None else program.leap)[0]
     alone = program.rule.sticky and len(jax.tree.leaves(batch.weights)) == 1
-    return None, max(1, FUSED_OPERATIONS // operations(step)) if alone else 1
+    fusable = max(1, FUSED_OPERATIONS // operations(step)) if alone else 1
+    return Form(None, fusable, can_be_whole(jaxpr))

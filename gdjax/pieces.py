@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from gdjax import device as dev
+from gdjax.arena import aligned_empty
 from gdjax.batch import Batch
 
 SHARED_BYTES = 64 * 1024
@@ -30,6 +31,8 @@ def unhashed(flags: Any, like: Any) -> Any:
 
 def shared_once(batch: Batch, home: jax.Device) -> Batch:
     """The batch with what all its problems share where it is read without a copy: it is needed for every piece."""
+    if all(jax.tree.leaves(batch.data_flags)):
+        return batch
 
     def settled(leaf: Any, flag: bool) -> Any:
         return leaf if flag or leaf.nbytes < SHARED_BYTES else dev.within_reach(leaf, home)
@@ -68,7 +71,7 @@ def join(parts: list[Any]) -> Any:
         return jax.tree.map(np.asarray, parts[0])
 
     def whole(*leaves: Any) -> np.ndarray:
-        out = dev.aligned_empty((sum(len(leaf) for leaf in leaves), *leaves[0].shape[1:]), leaves[0].dtype)
+        out = aligned_empty((sum(len(leaf) for leaf in leaves), *leaves[0].shape[1:]), leaves[0].dtype)
         return np.concatenate(leaves, out=out)
 
     return jax.tree.map(whole, *parts)
@@ -79,7 +82,7 @@ def joined(whole: Any, part: Any, first: int, count: int) -> Any:
     if len(jax.tree.leaves(part)[0]) == count:
         return jax.tree.map(np.asarray, part)
     if whole is None:
-        whole = jax.tree.map(lambda leaf: dev.aligned_empty((count, *leaf.shape[1:]), leaf.dtype), part)
+        whole = jax.tree.map(lambda leaf: aligned_empty((count, *leaf.shape[1:]), leaf.dtype), part)
     for into, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
         into[first : first + len(leaf)] = leaf
     return whole
@@ -89,7 +92,7 @@ def scatter(whole: Any, part: Any, which: np.ndarray) -> np.ndarray:
     """`whole` with `part` at `which`: in place where it is ours in host memory, as results are."""
     out = np.asarray(whole)
     if not out.flags.writeable:
-        out = dev.aligned_empty(out.shape, out.dtype)
+        out = aligned_empty(out.shape, out.dtype)
         out[...] = whole
     out[which] = np.asarray(part)
     return out

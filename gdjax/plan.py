@@ -7,6 +7,7 @@ measuring, since the lanes kernel gives every problem the same bits under all of
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -31,6 +32,9 @@ VECTOR = 32
 
 SMALL = 256
 """Scalar batches up to this size get a tile of this size."""
+
+LARGE = 2048
+"""Others get tiles of this size: what a step of them reads and writes stays in the fastest cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,15 +107,15 @@ def power_below(value: float, low: int, high: int) -> int:
     return max(low, min(high, 1 << max(0, math.floor(math.log2(max(1.0, value))))))
 
 
+@functools.lru_cache(1024)
 def default(kind: Kind, device: jax.Device, count: int) -> Plan:
     """A sound lanes plan without measuring; its shape depends on `count` by class only, and serves many N."""
     if not dev.is_host(device):
         tile = power_below(2 * count - 1, SMALL, 1 << 20)
         return Plan("lanes", tile, 1, 16 if kind.elementwise else 1)
     if kind.elementwise:
-        last, chunk = SMALL, 4
-        ladder = [(last, 1), (last, 64), (2 * last, 256)]
-        last *= 2
+        last, chunk = LARGE, 3
+        ladder = [(SMALL, 1), (SMALL, 64), (LARGE, 32)]
     else:
         last, chunk = power_below(CACHE_BYTES / kind.bytes, VECTOR, 1024), 1
         ladder = [(last, 1), (last, 16)]
@@ -127,15 +131,16 @@ def registers(kind: Kind, lanes: int, count: int, fusable: int) -> Plan:
     return Plan("registers", tile, 1, min(8, fusable) if kind.elementwise else 1)
 
 
+@functools.lru_cache(1024)
 def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
     """The plan of a batch with a stop rule: smaller blocks, since rounds grow narrow, and looks every few steps."""
-    if dev.is_host(device) and kind.elementwise and SMALL < count <= 4096:
-        return Plan("lanes", SMALL, 4096 // SMALL, 4)
-    if dev.is_host(device) and kind.elementwise and SMALL < count <= 1 << 16:
-        return Plan("lanes", 4096, 8, 4)
-    plan = default(kind, device, min(count, 1 << 17))
-    chunk = 4 if kind.elementwise else 1
-    return dataclasses.replace(plan, tiles=min(plan.tiles, 32), chunk=chunk)
+    if not dev.is_host(device):
+        return dataclasses.replace(default(kind, device, count), chunk=4 if kind.elementwise else 1)
+    if kind.elementwise:
+        shape = (SMALL, 1) if count <= SMALL else (SMALL, 64) if count <= 1 << 15 else (2 * SMALL, 64)
+        return Plan("lanes", *shape, 4)
+    plan = default(kind, device, count)
+    return dataclasses.replace(plan, tiles=min(plan.tiles, 64))
 
 
 def lull(kind: Kind) -> int:
@@ -148,5 +153,6 @@ def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:
     tile = 384 if kind.shared else power_below(64 * 1024 / kind.bytes, VECTOR, 256)
     if not dev.is_host(device):
         tile = power_below(ACCELERATOR_BYTES / kind.bytes, VECTOR, 1 << 14)
-    tiles = power_below(BLOCK_BYTES / (tile * kind.bytes), 1, 1024) if count > tile else 1
+    most = 1 if count <= tile else 16 if count <= 16 * tile else 1024
+    tiles = power_below(BLOCK_BYTES / (tile * kind.bytes), 1, most)
     return Plan("vmap", tile, tiles, 1, reason)

@@ -18,7 +18,7 @@ from gdjax import tuning
 from gdjax.batch import Batch, problem_shapes
 from gdjax.blocks import Blocks
 from gdjax.dryrun import check_program
-from gdjax.engine import fixed, history, refill, rounds
+from gdjax.engine import fixed, flow, history, refill, rounds
 from gdjax.engine.block import Block
 from gdjax.engine.feed import run_block
 from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, STOPPED, Program
@@ -32,6 +32,16 @@ log = logging.getLogger("gdjax")
 
 KEPT = 64
 """Kinds of problem whose compiled programs are kept."""
+
+TILES = {
+    "begin": refill.begin,
+    "sprint": refill.sprint,
+    "finish": refill.finish,
+    "rows": history.rows,
+    "fresh": flow.fresh,
+    "through": flow.through,
+}
+"""What batches with a stop rule or a record are run through."""
 
 SAMPLE, SAMPLE_STEPS = 1 << 19, 24
 """Problems and steps on which plans are measured."""
@@ -242,52 +252,52 @@ class Session(Blocks):
         ran: dict[str, Plan] = {}
 
         def run(name: str, inputs: Any, flags: Any, count: int, first: int, second: int) -> Any:
-            tile = history.rows if name == "rows" else getattr(refill, name)
-            updates = None if name in ("opening", "sprint") else 1  # sprints end early, others are much the same each time
-            block, out = self.execute(tile, inputs, flags, count, job.plan, first, second, updates)
+            # How long a sprint is differs; the others take much the same time for each problem, call by call.
+            updates = None if name == "sprint" else 1
+            plan = ran.get(name, job.plan) if name == "through" else job.plan  # for those left the same program
+            block, out = self.execute(TILES[name], inputs, flags, count, plan, first, second, updates)
             ran[name] = block.plan
             return out
 
-        age = 0
+        steps, record = job.steps, None
         if lane is None:
             inputs = refill.Start(batch.weights, rule_state[0], batch.data, batch.hyper)
             flags = refill.Start(own(batch.weights), rule_state[1], batch.data_flags, batch.hyper_flags)
-            kind = self.kind(inputs, flags)
-            few = batch.count * kind.bytes <= rounds.FEW_BYTES
-            in_rounds = self.program.stop is not None and not self.masked(job.plan) and self.in_lanes(job.plan)
-            if in_rounds and few and not job.every and job.watch is None:
-                ended = run("through", inputs, flags, batch.count, start, job.steps)
-                return ended, ran["through"], job.steps, None
-            if in_rounds and not job.every:
-                chunk = self.block(refill.opening, inputs, flags, batch.count, job.plan).plan.chunk
-                stride = refill.stride_of(chunk)
-                if job.steps >= stride:
-                    age = rounds.ahead(0, 0, job.steps, stride, plans.lull(kind), batch.count, job.watch)
-                lane = run("opening", inputs, flags, batch.count, start, age)
-                if job.watch is not None:
-                    job.watch.took(batch.count * age)
-            else:
-                lane = run("begin", inputs, flags, batch.count, start, 0)
+            if self.flows(job) and self.alone(inputs, flags, batch.count, job.plan):
+                ended, _ = run("fresh", inputs, flags, batch.count, start, steps)
+                return ended, ran["fresh"], steps, None
+            lane = run("begin", inputs, flags, batch.count, start, 0)
         lane_flags = refill.Running(own(lane), batch.data_flags, batch.hyper_flags)
         seated = refill.Running(lane, batch.data, batch.hyper)
-        steps, record = job.steps, None
         if job.every:
             ended, steps, record = history.recorded(run, seated, lane_flags, start, steps, job.every, job.watch)
         elif self.masked(job.plan) and job.watch is not None:
             ended, steps = rounds.slices(run, seated, lane_flags, start, steps, job.watch)
+        elif self.flows(job):
+            ended = rounds.flowing(run, seated, lane_flags, start, steps)
         elif self.program.stop is None or self.masked(job.plan):
             ended = run("finish", seated, lane_flags, batch.count, start, steps)
         else:
             stride = refill.stride_of(self.block(refill.sprint, seated, lane_flags, batch.count, job.plan).plan.chunk)
             kind = self.kind(seated, lane_flags)
-            if not age and batch.count * kind.bytes <= rounds.FEW_BYTES and job.watch is None:
+            if batch.count * kind.bytes <= rounds.FEW_BYTES and job.watch is None:
                 ended = rounds.straight(run, seated, lane_flags, start, steps, stride)
             else:
                 lull = plans.lull(kind)
-                ended, steps = rounds.rounds(run, seated, lane_flags, start, steps, age, stride, lull, job.watch)
+                ended, steps = rounds.rounds(run, seated, lane_flags, start, steps, stride, lull, job.watch)
         if job.watch is not None:
             job.watch.settle(ended.lane["status"])
-        return ended, next(ran[name] for name in ("sprint", "opening", "rows", "finish") if name in ran), steps, record
+        return ended, next(ran[name] for name in ("through", "sprint", "rows", "finish") if name in ran), steps, record
+
+    def alone(self, inputs: Any, flags: Any, count: int, plan: Plan | None) -> bool:
+        """Whether these problems fit into a single tile."""
+        wanted = plan or plans.refill(self.kind(inputs, flags), self.devices[0], self.share(count))
+        return wanted.tiles == 1 and count <= wanted.tile
+
+    def flows(self, job: Job) -> bool:
+        """Whether problems with a stop rule change places in one program: see `gdjax.engine.flow`."""
+        whole = self.whole_tiles and self.in_lanes(job.plan) and not self.masked(job.plan)
+        return whole and self.program.stop is not None and not job.every and job.watch is None
 
 
 class Sessions:

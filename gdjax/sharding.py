@@ -105,6 +105,8 @@ def layout_of(batch: Batch, device: Any) -> Layout | None:
     Raises:
         ValueError: an array over several processes whose problems cannot be run where they lie.
     """
+    if not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((batch.weights, batch.data, batch.hyper))):
+        return None
     found = None
     for name, leaf in own_leaves(batch):
         if found is None and leads(leaf):

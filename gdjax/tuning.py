@@ -35,7 +35,7 @@ def candidates(kind: Kind, default: Plan) -> list[Plan]:
     if default.kernel != "lanes":
         return [default]
     if kind.elementwise:
-        shapes = [(default.tile, chunk) for chunk in (3, 6, 8)] + [(4096, 4), (8192, 4), (32768, 4)]
+        shapes = [(default.tile, chunk) for chunk in (2, 3, 8)] + [(1024, 4), (4096, 4), (16384, 4)]
     else:
         near = (default.tile // 2, default.tile * 2, default.tile * 4)
         shapes = [(tile, 1) for tile in near if tile >= VECTOR and tile % VECTOR == 0]
@@ -76,7 +76,7 @@ def key(function: Callable[..., Any], shapes: tuple[Any, ...], device: jax.Devic
     """What a plan is remembered for: the traced step of one problem, the device's kind, the versions."""
     # str() of a jaxpr is coloured where it would be printed on a terminal.
     jaxpr = re.sub(r"0x[0-9a-f]+", "", jax.make_jaxpr(function)(*shapes).pretty_print(use_color=False))
-    return cache.digest(jaxpr, dev.kind(device), str(dev.workers(device)), jax.__version__, np.__version__, "1")
+    return cache.digest(jaxpr, dev.kind(device), str(dev.workers(device)), jax.__version__, np.__version__, "2")
 
 
 def recall(name: str) -> Plan | None:

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from gdjax import arena
-from gdjax.device import aligned_empty, give
+from gdjax.arena import aligned_empty
+from gdjax.device import give
 
 
 @pytest.fixture
 def kept(monkeypatch):
     fresh = arena.Arena()
-    monkeypatch.setattr("gdjax.device.ARENA", fresh)
+    monkeypatch.setattr("gdjax.arena.ARENA", fresh)
     return fresh.free
 
 

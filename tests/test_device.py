@@ -9,8 +9,8 @@ import pytest
 from problems import answers, same_bits
 
 import gdjax
-from gdjax import device as dev
 from gdjax import kernel
+from gdjax.arena import aligned_empty
 
 RNG = np.random.default_rng(0)
 W, X, T = RNG.normal(size=(3, 700)).astype(np.float32)
@@ -111,6 +111,6 @@ def test_device_names_stay_in_device_py():
 
 def test_aligned_arrays_are_aligned():
     for shape, dtype in (((7,), np.float64), ((3, 5), np.int8), ((0,), np.float32), ((), np.float32)):
-        array = dev.aligned_empty(shape, dtype)
+        array = aligned_empty(shape, dtype)
         assert (array.shape, array.dtype) == (shape, np.dtype(dtype))
         assert array.ctypes.data % 64 == 0 or array.size == 0

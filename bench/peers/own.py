@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import logging.handlers
 from dataclasses import asdict
 from typing import Any
 
@@ -54,14 +56,17 @@ def gdjax_fixed(case: Case, inputs: Inputs, device: str) -> Run:
 
 def lane_share(case: Case, inputs: Inputs, device: str) -> float | None:
     """Steps that the problems needed as a share of those that lanes went through, by gdjax's own count."""
-    import gdjax
-
-    seen: list[Any] = []
-    solution = gdjax.minimize(
-        case.loss, inputs.weights, inputs.data, **arguments(case, inputs, device), callback=seen.append
-    )
-    updates = seen[-1].updates
-    return float(np.asarray(solution.steps).sum(dtype=np.int64) / updates) if updates else None
+    log, said = logging.getLogger("gdjax"), logging.handlers.BufferingHandler(1000)
+    level = log.level
+    log.addHandler(said)
+    log.setLevel(logging.INFO)
+    try:
+        solve(case, inputs, arguments(case, inputs, device))
+    finally:
+        log.removeHandler(said)
+        log.setLevel(level)
+    counts = [record.args for record in said.buffer if "lanes went through" in record.msg]
+    return sum(taken for _, taken in counts) / sum(spent for spent, _ in counts) if counts else None
 
 
 def alone(case: Case, inputs: Inputs, device: str, problems: int = 5) -> list[tuple[int, Answer]]:

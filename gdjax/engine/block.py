@@ -6,9 +6,10 @@ copied out: fresh memory must be asked of the system and filled with zeros, whic
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import logging
-import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from jax.extend import core
 from gdjax import device as dev
 from gdjax.engine.copies import on_each
 from gdjax.engine.kernels import KERNELS
-from gdjax.engine.tile import buffers_for, over_tiles
+from gdjax.engine.tile import over_tiles
 from gdjax.engine.whole import can_be_whole, whole
 from gdjax.plan import Plan
 
@@ -32,28 +33,40 @@ TileFunction = Callable[..., Callable[[Any], tuple[Any, Any]]]
 ROOM = 5
 """Which argument of a compiled block is the memory for its results."""
 
-HANDOVER = 350e-6
-"""Seconds that it takes to give work to another thread and to wait for it."""
+SHORT = 4e-3
+"""Seconds below which a job is also tried on one worker: to give work to another takes some tenth of a millisecond."""
+
+AGAIN = 32
+"""One in so many short jobs is run the way that was slower, which may have changed."""
 
 SPARE_BYTES = 64 << 20
 """Most bytes of results' memory that are kept for the next calls."""
 
 
 class Pace:
-    """How long updates have taken on one worker, to tell whether a few of them are worth the others' while."""
+    """How long jobs of each size took on one worker and on all of them, to tell whether a short one is worth handing
+    work over."""
 
     def __init__(self) -> None:
-        self.seconds: float | None = None
+        self.seconds: dict[tuple[int, int], float] = {}
+        self.calls: collections.Counter[int] = collections.Counter()
 
-    def crew(self, updates: float, workers: int) -> int:
-        """How many of the workers should share so many updates: one, where the others would come too late."""
-        alone = math.inf if self.seconds is None else self.seconds * updates
-        return workers if alone * (1 - 1 / workers) > HANDOVER else 1
+    def crew(self, updates: int, workers: int) -> int:
+        """How many of the workers should share so many updates: all, or one."""
+        size = updates.bit_length()
+        alone, shared = self.seconds.get((size, 1)), self.seconds.get((size, workers))
+        if shared is None or shared > SHORT:
+            return workers
+        if alone is None:
+            return 1
+        self.calls[size] += 1
+        better, other = (1, workers) if alone < shared else (workers, 1)
+        return better if self.calls[size] % AGAIN else other
 
-    def note(self, seconds: float, updates: float, workers: int) -> None:
+    def note(self, seconds: float, updates: int, workers: int) -> None:
         """So many updates took so many workers so long."""
-        seen = max(0.0, seconds - (HANDOVER if workers > 1 else 0)) * workers / updates
-        self.seconds = seen if self.seconds is None else (self.seconds + seen) / 2
+        key = updates.bit_length(), workers
+        self.seconds[key] = (3 * self.seconds.get(key, seconds) + seconds) / 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +86,12 @@ class Block:
     need: int
     room: tuple[tuple[tuple[int, ...], Any], ...] = ()
     """Shapes and dtypes of what is handed over for the results to be written into."""
+
+    by_problem: bool = False
+    """Whether a call is told how many problems it has, or how many tiles."""
+
+    whole: bool = False
+    """Whether it is one function of machine code."""
 
     pace: Pace = dataclasses.field(default_factory=lambda: Pace(), compare=False)
     """How fast its calls have been."""
@@ -100,49 +119,37 @@ def compile_block(
     engine: TileFunction, program: Any, plan: Plan, inputs: Any, flags: Any, devices: Sequence[jax.Device]
 ) -> Block:
     """Compile `engine`'s tile of `program` for inputs like these, on every device."""
-    size = plan.tile * plan.tiles
-    kernel = KERNELS[plan.kernel](plan.tile)
-    handed = plan.tiles > 1 and dev.is_host(devices[0])
-    out_flags: list[Any] = []
-
-    def tile_of(start: Any, steps: Any, zero: Any) -> Callable[[Any], tuple[Any, Any]]:
-        kernel.zero = zero
-        run = engine(kernel, program, plan.chunk, flags, start, steps)
-
-        def noted(piece: Any) -> tuple[Any, Any]:
-            out, own = run(piece)
-            out_flags.append(own)
-            return out, own
-
-        return noted
-
-    def block(inputs: Any, start: Any, steps: Any, used: Any, zero: Any, room: Any) -> Any:
-        buffers = room if handed else None
-        return over_tiles(tile_of(start, steps, zero), plan.tile, plan.tiles, inputs, flags, used, buffers)
-
-    def outputs(inputs: Any, start: Any, steps: Any, zero: Any) -> Any:
-        buffers = buffers_for(tile_of(start, steps, zero), plan.tile, plan.tiles, inputs, flags)
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), buffers)
-
-    shapes = jax.tree.map(
-        lambda leaf, own: jax.ShapeDtypeStruct((size, *leaf.shape[1:]) if own else leaf.shape, leaf.dtype),
-        inputs,
-        flags,
-    )
+    kernel, size, on_host = KERNELS[plan.kernel](plan.tile), plan.tile * plan.tiles, dev.is_host(devices[0])
+    by_problem = getattr(engine, "by_problem", False)
     number, real = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
-    room = jax.eval_shape(outputs, shapes, number, number, real) if handed else ()
+    problems = like(inputs, flags, size)
+    own: list[Any] = []
 
-    arguments = shapes, number, number, number, real, room
-    closed, returned = jax.make_jaxpr(block, return_shape=True)(*arguments)
-    as_one = dev.is_host(devices[0]) and plan.kernel == "lanes" and can_be_whole(closed.jaxpr)
+    def tile(piece: Any, start: Any, steps: Any, zero: Any, *more: Any) -> Any:
+        kernel.zero = zero
+        out, out_own = engine(kernel, program, plan.chunk, flags, start, steps)(piece, *more)
+        own.append(out_own)
+        return out
 
-    def traced(*args: Any) -> Any:
-        return jax.tree.unflatten(jax.tree.structure(returned), core.jaxpr_as_fun(closed)(*jax.tree.leaves(args)))
+    shapes = problems if by_problem else like(inputs, flags, plan.tile)
+    traced = Traced(tile, shapes, number, number, real, *([number] if by_problem else []))
+    room = like(traced.out, own[0], size) if plan.tiles > 1 and on_host and not by_problem else ()
+    as_one = on_host and plan.kernel == "lanes" and can_be_whole(traced.jaxpr)
+    apart: list[jax.Device] = []
 
-    def compiled(device: jax.Device, function: Callable[..., Any]) -> Any:
+    def block(one: Callable[..., Any], inputs: Any, start: Any, steps: Any, used: Any, zero: Any, room: Any) -> Any:
+        if by_problem:
+            return one(inputs, start, steps, zero, used)
+        buffers = None if room == () else room
+        run = lambda piece: (one(piece, start, steps, zero), own[0])  # noqa: E731
+        return over_tiles(run, plan.tile, plan.tiles, inputs, flags, used, buffers)
+
+    def compiled(device: jax.Device, one: Callable[..., Any]) -> Any:
         here = jax.sharding.SingleDeviceSharding(device)
+        function = functools.partial(block, one)
         jitted = jax.jit(function, in_shardings=here, out_shardings=here, donate_argnums=ROOM)
-        return jitted.lower(*arguments).compile(compiler_options=dev.compiler_options(device))
+        lowered = jitted.lower(problems, number, number, number, real, room)
+        return lowered.compile(compiler_options=dev.compiler_options(device))
 
     def best(device: jax.Device) -> Any:
         if as_one:
@@ -151,7 +158,8 @@ def compile_block(
             except jax.errors.JaxRuntimeError as error:
                 if dev.out_of_memory(error):
                     raise
-                log.info("a block is not compiled whole: %s", error)
+                log.info("a tile is not compiled whole: %s", error)
+                apart.append(device)
         return compiled(device, traced)
 
     executables = on_each(best, devices)
@@ -163,10 +171,30 @@ def compile_block(
         tuple(devices),
         tree,
         tuple(leaves),
-        tuple(jax.tree.leaves(out_flags[-1])),
+        tuple(jax.tree.leaves(own[0])),
         x64,
         need_of(executables[0]),
         tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(room)),
+        by_problem=by_problem,
+        whole=as_one and not apart,
+    )
+
+
+class Traced:
+    """A function traced once, to be called again and again without its Python code."""
+
+    def __init__(self, function: Callable[..., Any], *shapes: Any):
+        self.closed, self.out = jax.make_jaxpr(function, return_shape=True)(*shapes)
+        self.jaxpr = self.closed.jaxpr
+
+    def __call__(self, *args: Any) -> Any:
+        return jax.tree.unflatten(jax.tree.structure(self.out), core.jaxpr_as_fun(self.closed)(*jax.tree.leaves(args)))
+
+
+def like(tree: Any, flags: Any, count: int) -> Any:
+    """Shapes and dtypes of a pytree, for so many problems where they are its own."""
+    return jax.tree.map(
+        lambda leaf, own: jax.ShapeDtypeStruct((count, *leaf.shape[1:]) if own else leaf.shape, leaf.dtype), tree, flags
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gdjax import device as dev
+from gdjax.arena import ALIGNED, aligned, aligned_empty
 from gdjax.engine.block import Block
 
 Cut = tuple[int, int]
@@ -43,8 +43,8 @@ def unaligned(arrays: Sequence[np.ndarray]) -> int:
 
     NumPy's own large arrays begin 16 bytes behind a page.
     """
-    for shift in range(dev.ALIGNED):
-        if all(dev.aligned(array[shift:]) for array in arrays):
+    for shift in range(ALIGNED):
+        if all(aligned(array[shift:]) for array in arrays):
             return shift
     return 0
 
@@ -56,9 +56,9 @@ def window(array: np.ndarray, first: int, last: int, used: int, size: int) -> np
     looked at. (XLA's own copy would be made of fresh memory, while no other thread may run.)
     """
     whole = first + size <= len(array)
-    if whole and dev.aligned(array[first:]):
+    if whole and aligned(array[first:]):
         return array[first : first + size]
-    out = dev.aligned_empty((size, *array.shape[1:]), array.dtype)
+    out = aligned_empty((size, *array.shape[1:]), array.dtype)
     held = used if whole else last - first
     out[:held] = array[first : first + held]
     if not whole:

@@ -14,6 +14,7 @@ from jax import lax
 
 from gdjax import device as dev
 from gdjax import memory
+from gdjax.arena import aligned_empty
 from gdjax.engine.block import Block
 from gdjax.engine.cuts import pieces, window
 from gdjax.engine.host import NEGATIVE_ZERO, on_host
@@ -67,7 +68,7 @@ class Outputs:
     def make_room(self) -> None:
         for index, flag in enumerate(self.own):
             if flag:
-                self.arrays[index] = dev.aligned_empty(self.shapes[index], self.dtypes[index])
+                self.arrays[index] = aligned_empty(self.shapes[index], self.dtypes[index])
 
     def put(self, first: int, last: int, results: list[Any]) -> None:
         """The results of the problems from `first` to `last`, padding behind them."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gdjax.device import aligned_empty
+from gdjax.arena import aligned_empty
 from gdjax.engine import fixed
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import RUNNING, Program, absent

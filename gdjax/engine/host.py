@@ -22,6 +22,17 @@ from gdjax.engine.cuts import Cut, pieces, unaligned, window
 NEGATIVE_ZERO = np.float32(-0.0)
 
 
+@functools.lru_cache(4096)
+def number(value: int, device: jax.Device) -> jax.Array:
+    """A whole number where a program reads it: handing over one that lies there costs a tenth."""
+    return jax.device_put(np.int32(value), device)
+
+
+@functools.cache
+def negative_zero(device: jax.Device) -> jax.Array:
+    return jax.device_put(NEGATIVE_ZERO, device)
+
+
 def on_host(
     block: Block,
     leaves: list[Any],
@@ -37,7 +48,6 @@ def on_host(
     """The pieces for which there was no memory, where the caller is `patient`; the results of the others are put into
     `outputs`."""
     arrays = [np.asarray(leaf) for leaf in leaves]
-    scalars = np.int32(start), np.int32(steps)
     ahead = (updates or 0) * sum(last - first for first, last in left)
     lanes = block.pace.crew(ahead, block.lanes) if ahead and len(block.devices) == 1 else block.lanes
     cuts = pieces(block, left, lanes, shift_of(block, left, arrays, own))
@@ -47,13 +57,15 @@ def on_host(
 
     def begun(executable: Any, device: jax.Device, cut: Cut) -> list[Any]:
         first, last = cut
-        used = -(-(last - first) // block.plan.tile)
+        tiles = -(-(last - first) // block.plan.tile)
+        used = last - first if block.by_problem else tiles
         inputs = [
-            window(array, first, last, used * block.plan.tile, block.size) if flag else array
+            window(array, first, last, tiles * block.plan.tile, block.size) if flag else array
             for array, flag in zip(arrays, own, strict=True)
         ]
         room = SPARES.take(block, device)
-        results = executable(jax.tree.unflatten(tree, inputs), *scalars, np.int32(used), NEGATIVE_ZERO, room)
+        scalars = number(start, device), number(steps, device), number(used, device), negative_zero(device)
+        results = executable(jax.tree.unflatten(tree, inputs), *scalars, room)
         return jax.tree.leaves(results)
 
     def ended(device: jax.Device, cut: Cut, results: list[Any]) -> None:

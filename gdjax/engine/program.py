@@ -23,6 +23,9 @@ STOPPED = 3
 WAITING = -2
 """Something ends this problem within the next strides: it waits to take them one by one."""
 
+AWAY = -3
+"""Runs, but has been taken out of its lane: it is to be seated again."""
+
 MOVING = ("weights", "state", "memory", "past")
 """What of a lane an update changes, apart from the count of updates."""
 

@@ -2,7 +2,6 @@
 
 The compiled tiles. `begin` seats problems in lanes. `sprint` takes steps blindly, several at a time, noting only
 whether anything happened that ends a problem; one to which something happened waits where it stood before them.
-`opening` is both at once, for the first sprint of a batch.
 `finish` takes a waiting problem through those last steps one by one. Between sprints the lanes that wait are
 emptied and the others moved together (`gdjax.engine.rounds`), so that no lane runs for nothing longer than one sprint.
 """
@@ -85,50 +84,35 @@ def sprint(kernel: Kernel, program: Program, chunk: int, flags: Running, age: An
 
     `age` is how many the lanes have taken since they began: the strides grow with it.
     """
-    first = stride_of(chunk)
 
     def run(inputs: Running) -> tuple[Any, Any]:
-        inputs = inward(kernel, inputs, flags)
-        moving, ahead, hold, rest = striding(kernel, program, chunk, flags, inputs)
-
-        def once(_: Any, carry: Any) -> Any:
-            moving, held, taken = carry
-            grown = jnp.clip((age + taken) // (PATIENCE * first), 1, LONGEST) * first
-            count = jnp.minimum(grown, updates - taken) // chunk * chunk
-            after = ahead(moving, taken, count)
-            return after, hold(held, after, taken + count), taken + count
-
-        def going(carry: Any) -> Any:
-            moving, _, taken = carry
-            return (taken < updates) & jnp.any(runs(kernel, moving))
-
-        carry = moving, at_rest(inputs.lane), jnp.int32(0)
-        moving, held, _ = lax.while_loop(going, lambda carry: lax.fori_loop(0, PASSES_PER_CHECK, once, carry), carry)
-        return outward(kernel, rest(moving, held), flags.lane), flags.lane
+        lane = sprinting(kernel, program, chunk, flags, inward(kernel, inputs, flags), age, updates)
+        return outward(kernel, lane, flags.lane), flags.lane
 
     return run
 
 
-def opening(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any, updates: Any) -> Tile:
-    """Fresh problems seated at update number `start`, and their first sprint."""
+def sprinting(
+    kernel: Kernel, program: Program, chunk: int, flags: Running, seats: Running, age: Any, updates: Any
+) -> dict[str, Any]:
+    """The lanes after a sprint, in the kernel's layout as `seats` are; those to which something happened wait."""
+    first = stride_of(chunk)
+    moving, ahead, hold, rest = striding(kernel, program, chunk, flags, seats)
 
-    def run(inputs: Start) -> tuple[Any, Any]:
-        lane, own = begin(kernel, program, chunk, flags, start, updates)(inputs)
-        seated = Running(own, flags.data, flags.hyper)
-        return sprint(kernel, program, chunk, seated, jnp.int32(0), updates)(Running(lane, inputs.data, inputs.hyper))
+    def once(_: Any, carry: Any) -> Any:
+        moving, held, taken = carry
+        grown = jnp.clip((age + taken) // (PATIENCE * first), 1, LONGEST) * first
+        count = jnp.minimum(grown, updates - taken) // chunk * chunk
+        after = ahead(moving, taken, count)
+        return after, hold(held, after, taken + count), taken + count
 
-    return run
+    def going(carry: Any) -> Any:
+        moving, _, taken = carry
+        return (taken < updates) & jnp.any(runs(kernel, moving))
 
-
-def through(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any, steps: Any) -> Tile:
-    """Few fresh problems to their ends in one program: begun, one sprint, the last steps one by one."""
-
-    def run(inputs: Start) -> tuple[Any, Any]:
-        lane, own = opening(kernel, program, chunk, flags, start, steps // chunk * chunk)(inputs)
-        last = Running(lane, inputs.data, inputs.hyper)
-        return finish(kernel, program, chunk, Running(own, flags.data, flags.hyper), start, steps)(last)
-
-    return run
+    carry = moving, at_rest(seats.lane), jnp.int32(0)
+    moving, held, _ = lax.while_loop(going, lambda carry: lax.fori_loop(0, PASSES_PER_CHECK, once, carry), carry)
+    return rest(moving, held)
 
 
 def stride_of(chunk: int) -> int:

@@ -8,6 +8,7 @@ of it: the two costs balance at `d = √(2·lull·age)`. A round is twice as lon
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from gdjax.device import aligned_empty
-from gdjax.engine.program import RAN_ALL_STEPS, RUNNING
+from gdjax.arena import aligned_empty
+from gdjax.engine.program import AWAY, RAN_ALL_STEPS, RUNNING
 from gdjax.engine.refill import Ended, Running
 from gdjax.progress import Watch
+
+log = logging.getLogger("gdjax")
 
 SLAB = 1 << 18
 """Problems that begin together; their lanes are all the optimizer state that is held at a time."""
@@ -39,20 +42,19 @@ def rounds(
     flags: Running,
     start: int,
     steps: int,
-    age: int,
     stride: int,
     lull: int,
     watch: Watch | None = None,
 ) -> tuple[Ended, int]:
     """The ended lanes of a slab of problems, in their order.
 
-    They were seated at update number `start` and have taken `age` updates since, save those that wait. And the updates
-    that the longest of them may have taken: `steps`, unless the watch ended the run.
+    They are seated at update number `start`. And the updates that the longest of them may have taken: `steps`, unless
+    the watch ended the run.
     """
     whole, count = seats, len(seats.lane["status"])
     kept: Any = None
     where: Any = None  # None: all problems are in their first places
-    quiet = 0
+    quiet = age = 0
     while True:
         status = seats.lane["status"]
         going = np.equal(status, RUNNING, out=aligned_empty(status.shape, np.bool_))
@@ -70,7 +72,7 @@ def rounds(
             seats, where, quiet = select(seats, flags, stay), where[stay], 0
         if watch is not None and watch.due:
             waits = np.arange(0) if where is None else np.setdiff1d(np.arange(count), where, assume_unique=True)
-            share = watch.share(count, max(len(waits) / count, age / steps))
+            share = watch.share(count, max(len(waits) / count, age / max(1, steps)))
             if watch.tell(ends(run, whole, flags, kept, waits, start, steps), len(waits), share):
                 steps = age
         if not lanes or steps - age < stride:
@@ -83,6 +85,23 @@ def rounds(
     if where is not None:
         write(kept, seats.lane, where)
     return closed(run, whole, flags, seats.lane if where is None else kept, start, steps, watch), steps
+
+
+def flowing(run: Run, seats: Running, flags: Running, start: int, steps: int) -> Ended:
+    """All problems to their ends through `gdjax.engine.flow`: what its blocks leave goes through together, until nobody
+    is left."""
+    before = seats.lane["index"]
+    ended, spent = run("through", seats, flags, len(before), start, steps)
+    updates, left = int(spent.sum(dtype=np.int64)), np.flatnonzero(ended.lane["status"] == AWAY)
+    while len(left):
+        again = select(seats._replace(lane=ended.lane), flags, left)
+        some, spent = run("through", again, flags, len(left), start, steps)
+        write(ended, some, left)
+        updates, left = updates + int(spent.sum(dtype=np.int64)), left[some.lane["status"] == AWAY]
+    if log.isEnabledFor(logging.INFO):
+        taken = int(np.sum(ended.lane["index"] - before, dtype=np.int64))
+        log.info("lanes went through %d updates, of which problems took %d", updates, taken)
+    return ended
 
 
 def closed(run: Run, whole: Running, flags: Running, kept: Any, start: int, steps: int, watch: Watch | None) -> Ended:
@@ -140,7 +159,6 @@ def straight(run: Run, seats: Running, flags: Running, start: int, steps: int, s
 
 def select(tree: Any, flags: Any, which: np.ndarray) -> Any:
     """The problems at `which`."""
-
 
     def taken(leaf: Any, own: bool) -> Any:
         if not own:

@@ -16,6 +16,12 @@ from jax import lax
 from gdjax.engine.kernels import Kernel
 
 
+def by_problem(engine: Any) -> Any:
+    """Marks an engine that takes a whole block and the number of its problems, instead of a tile."""
+    engine.by_problem = True
+    return engine
+
+
 def inward(kernel: Kernel, tree: Any, flags: Any) -> Any:
     """A tile as the user lays it, problems in front, brought into the kernel's layout.
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.extend import core
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend import core
 
 from gdjax.engine.lanes import ELEMENTWISE
 
@@ -23,8 +23,8 @@ MARKS = {"xla_cpu_small_call": "true", "inlineable": "false"}
 FLOW = frozenset({"while", "scan", "jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"})
 
 MOVES = frozenset(
-    """broadcast_in_dim concatenate dynamic_slice dynamic_update_slice iota optimization_barrier pad reduce_and reduce_max
-    reduce_min reduce_or reduce_prod reduce_sum reshape rev select_n slice split squeeze transpose""".split()
+    """broadcast_in_dim concatenate dynamic_slice dynamic_update_slice iota optimization_barrier pad reduce_and
+    reduce_max reduce_min reduce_or reduce_prod reduce_sum reshape rev select_n slice split squeeze transpose""".split()
 )
 
 WRITTEN = ELEMENTWISE | FLOW | MOVES
@@ -33,7 +33,8 @@ WRITTEN = ELEMENTWISE | FLOW | MOVES
 
 def can_be_whole(jaxpr: core.Jaxpr) -> bool:
     """Whether a function with this jaxpr may be compiled whole."""
-    if any(0 in v.aval.shape for v in jaxpr.invars):
+    avals: list[Any] = [v.aval for v in jaxpr.invars]
+    if any(0 in aval.shape for aval in avals):
         return False  # XLA drops such arguments, and then misses them: see `whole`
     return all(name in WRITTEN for name in primitives(jaxpr))
 

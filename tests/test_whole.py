@@ -1,0 +1,129 @@
+"""On the CPU a tile is one function of machine code, and problems with a stop rule change places in it."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import answers, pick, same_bits
+
+import gdjax
+from gdjax import Plan, kernel, stop
+from gdjax.engine import block
+
+RNG = np.random.default_rng(17)
+N = 1003
+X, T, W = (RNG.normal(size=(N, *shape)).astype(np.float32) for shape in ((5, 3), (5,), (3,)))
+SHARED = RNG.normal(size=(6, 3)).astype(np.float32)
+SMALL = Plan("lanes", 32, 4)
+"""Blocks of 128 problems that run through 32 lanes."""
+
+
+def left_out(w, x, t):
+    """The targets are an argument that nothing uses."""
+    return 0.5 * jnp.sum((x @ w) ** 2)
+
+
+def folded(w, x, t):
+    """XLA finds out by itself that the targets are not used."""
+    return 0.5 * jnp.sum((x @ w - jnp.where(jnp.array(True), jnp.float32(1), t)) ** 2)
+
+
+def library(w, x, t, shared):
+    """What all problems share goes through a matrix product, which XLA takes from a library."""
+    return 0.5 * jnp.mean((x @ w - t) ** 2) + 0.5 * w @ ((shared.T @ shared) @ w)
+
+
+def sorting(w, x, t, shared):
+    return 0.5 * jnp.mean((x @ w - t) ** 2) + 0.5 * jnp.sum(jnp.sort(shared[:, 0])[:3] * w**2)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Whether each tile that is compiled is compiled whole."""
+    seen = []
+    compile_block = block.compile_block
+
+    def noting(*arguments):
+        seen.append(compile_block(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr("gdjax.blocks.compile_block", noting)
+    return seen
+
+
+@pytest.mark.parametrize("rule", [None, stop.gradient_below(1e-3)], ids=["fixed", "stop"])
+@pytest.mark.parametrize("loss", [left_out, folded, library, sorting], ids=lambda f: f.__name__)
+def test_whatever_a_loss_makes_of_its_arguments(loss, rule, compiled):
+    data, axes = ((X, T, SHARED), (0, 0, None)) if loss in (library, sorting) else ((X, T), 0)
+    options = {"in_axes": axes, "learning_rate": 0.1, "steps": 40, "stop": rule}
+    together = gdjax.minimize(loss, W, data, **options)
+    assert together.plan.kernel == "lanes"
+    assert all(made.whole for made in compiled) == (loss in (left_out, folded))
+    for one in (0, 500, N - 1):
+        some = tuple(d if len(d) == 6 else d[one : one + 1] for d in data)
+        alone = gdjax.minimize(loss, W[one : one + 1], some, **options)
+        assert same_bits(answers(alone), pick(answers(together), [one]))
+    expected = W.astype(np.float64)
+    if rule is None:
+        gradient = jax.jit(jax.vmap(jax.grad(loss), (0, *(axes if isinstance(axes, tuple) else (0, 0)))))
+        for _ in range(40):
+            expected = expected - 0.1 * np.asarray(gradient(expected.astype(np.float32), *data), np.float64)
+        np.testing.assert_allclose(together.weights, expected, rtol=1e-3, atol=1e-4)
+
+
+def uneven(count=N):
+    """Problems that need 1 to some thousand updates, in no order; some never end and one diverges."""
+    x = np.exp(RNG.uniform(np.log(0.02), 0, count)).astype(np.float32)
+    x[3], x[700] = 1e-6, 1e15
+    return np.ones(count, np.float32), (x, np.zeros(count, np.float32))
+
+
+@pytest.mark.parametrize("plan", ["auto", Plan("lanes", 32, 4, 4), Plan("lanes", 32, 64, 1), Plan("lanes", 64, 1, 4)])
+def test_problems_that_change_places_keep_their_bits(plan):
+    w, data = uneven()
+    options = {"learning_rate": 0.5, "steps": 5000, "stop": stop.gradient_below(1e-4) | stop.loss_below(1e-9)}
+    out = gdjax.minimize(kernel.squared_loss, w, data, plan=plan, **options)
+    steps, status = np.asarray(out.steps), np.asarray(out.status)
+    assert len(np.unique(steps)) > 100
+    assert steps.max() == 5000
+    assert status[700] == gdjax.Status.DIVERGED
+    for one in (0, 3, 700, *np.argsort(steps)[[0, 1, N // 2, -3, -2]]):
+        alone = gdjax.minimize(kernel.squared_loss, w[[one]], pick(data, [one]), **options)
+        assert same_bits(answers(alone), pick(answers(out), [one]))
+    order = RNG.permutation(N)
+    shuffled = gdjax.minimize(kernel.squared_loss, w[order], pick(data, order), plan=plan, **options)
+    assert same_bits(answers(shuffled), pick(answers(out), order))
+    assert out.state.steps.sum() == steps.sum()
+
+
+def test_vectors_and_their_optimizer_change_places(caplog):
+    optax = pytest.importorskip("optax")
+    rates = np.geomspace(1e-3, 0.3, N).astype(np.float32)
+    options = {"optimizer": optax.adam, "steps": 400, "stop": stop.loss_change_below(1e-4)}
+
+    def squared(w, x, t):
+        return 0.5 * jnp.mean((x @ w - t) ** 2)
+
+    with jax.numpy_dtype_promotion("standard"), caplog.at_level(logging.INFO, "gdjax"):
+        out = gdjax.minimize(squared, W, (X, T), hyperparams={"learning_rate": rates}, plan=SMALL, **options)
+        spent, taken = next(record.args for record in caplog.records if "lanes went" in record.msg)
+        steps = np.asarray(out.steps)
+        assert len(np.unique(steps)) > 50
+        assert taken == steps.sum()
+        assert taken <= spent < N * steps.max()
+        for one in (0, 400, N - 1):
+            alone = gdjax.minimize(
+                squared, W[[one]], (X[[one]], T[[one]]), hyperparams={"learning_rate": rates[[one]]}, **options
+            )
+            assert same_bits(answers(alone), pick(answers(out), [one]))
+
+
+def test_a_resumed_run_goes_on_where_each_problem_stood():
+    w, data = uneven()
+    options = {"learning_rate": 0.5, "stop": stop.gradient_below(1e-4), "plan": SMALL}
+    whole = gdjax.minimize(kernel.squared_loss, w, data, steps=900, **options)
+    first = gdjax.minimize(kernel.squared_loss, w, data, steps=300, **options)
+    again = gdjax.minimize(kernel.squared_loss, first.weights, data, steps=600, resume=first.state, **options)
+    assert same_bits(answers(again), answers(whole))
