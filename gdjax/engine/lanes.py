@@ -106,7 +106,8 @@ def number(operands: list[Value]) -> Any:
     """The floating point number, known now, by which a product multiplies; None if there is none."""
     for value in operands:
         array = value.array
-        if not value.lane and isinstance(array, np.ndarray) and array.size and jnp.issubdtype(array.dtype, jnp.floating):
+        known = not value.lane and isinstance(array, np.ndarray) and array.size
+        if known and jnp.issubdtype(array.dtype, jnp.floating):
             first = array.flat[0]
             return first if np.all(array == first) else None
     return None
