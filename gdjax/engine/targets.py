@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-
 OLD = jax.__version_info__ < (0, 11)
 """JAX 0.10 launches a kernel for GPUs by `pallas_call`, as it does any; later ones only by a function of its own."""
 
