@@ -192,8 +192,10 @@ class MosaicGPU(Target):
         params = mosaic.CompilerParams(unsafe_no_auto_barriers=True)
         if OLD:
             whole = pl.BlockSpec(memory_space=mosaic.GMEM)
-            specs = {"in_specs": [whole] * (2 + len(own) + len(shared)), "out_specs": [whole] * len(out)}
-            return pl.pallas_call(body, out_shape=shapes, grid=grid, compiler_params=params, **specs)
+            ins, outs = [whole] * (2 + len(own) + len(shared)), [whole] * len(out)
+            return pl.pallas_call(
+                body, out_shape=shapes, grid=grid, in_specs=ins, out_specs=outs, compiler_params=params
+            )
         return mosaic.kernel(body, out_type=shapes, grid=grid, grid_names=("tile",), compiler_params=params)
 
 
