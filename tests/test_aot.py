@@ -48,7 +48,8 @@ def compiled(what, folder):
     }
     if what == "figures":
         environment |= {
-            "XLA_FLAGS": f"--xla_dump_to={dumps} --xla_dump_hlo_as_text",
+            # Without the last XLA writes down no PTX from jax 0.11 on.
+            "XLA_FLAGS": f"--xla_dump_to={dumps} --xla_dump_hlo_as_text --xla_dump_emitter_re=.*",
             "MOSAIC_GPU_DUMP_PTX": "1",
             "MOSAIC_GPU_DUMP_PTXAS": "1",
             "MOSAIC_GPU_DUMP_TO": str(dumps),

@@ -104,12 +104,10 @@ class Lanes(Evaluator):
 
 def number(operands: list[Value]) -> Any:
     """The floating point number, known now, by which a product multiplies; None if there is none."""
-    for value in operands:
-        array = value.array
-        known = not value.lane and isinstance(array, np.ndarray) and array.size
-        if known and jnp.issubdtype(array.dtype, jnp.floating):
+    for array in (v.array for v in operands if not v.lane):
+        if isinstance(array, np.ndarray) and array.size and jnp.issubdtype(array.dtype, jnp.floating):
             first = array.flat[0]
-            return first if np.all(array == first) else None
+            return first if array.tobytes() == np.full_like(array, first).tobytes() else None
     return None
 
 

@@ -16,6 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+OLD = jax.__version_info__ < (0, 11)
+"""JAX 0.10 launches a kernel for GPUs by `pallas_call`, as it does any; later ones only by a function of its own."""
+
 
 class Arguments(NamedTuple):
     """What a kernel is given: three uniform values, and per leaf its scalars, each a tile."""
@@ -167,7 +170,7 @@ class MosaicGPU(Target):
         from jax.experimental.pallas import mosaic_gpu as mosaic
 
         layout = mosaic.Layout.WG_STRIDED(self.tile, vec_size=1)
-        apart = [None] if jax.__version_info__ < (0, 11) else []  # jax 0.10 wants an index beside the reference
+        apart = [None] if OLD else []  # where an index beside the reference is wanted
         return [mosaic.load(ref.at[i, self.here()], *apart, layout=layout) for i in range(ref.shape[0])]
 
     def write(self, ref: Any, tiles: Sequence[Any]) -> None:
@@ -175,23 +178,25 @@ class MosaicGPU(Target):
             ref[i, self.here()] = self.settle(x)
 
     def here(self) -> Any:
-        return pl.ds(pl.program_id(0) * self.lanes, self.lanes)
+        tile = pl.program_id(0) if OLD else lax.axis_index("tile")
+        return pl.ds(tile * self.lanes, self.lanes)
 
     def call(
         self, body: Any, own: Sequence[Any], shared: Sequence[Any], out: Sequence[tuple[int, Any]], size: int
     ) -> Any:
         from jax.experimental.pallas import mosaic_gpu as mosaic
 
-        whole = pl.BlockSpec(memory_space=mosaic.GMEM)
-        return pl.pallas_call(
-            body,
-            out_shape=[jax.ShapeDtypeStruct((n, size), dtype) for n, dtype in out],
-            grid=(size // self.lanes,),
-            in_specs=[whole] * (2 + len(own) + len(shared)),
-            out_specs=[whole] * len(out),
-            # No thread reads what another wrote, so stores need no barriers.
-            compiler_params=mosaic.CompilerParams(unsafe_no_auto_barriers=True),
-        )
+        shapes = [jax.ShapeDtypeStruct((n, size), dtype) for n, dtype in out]
+        grid = (size // self.lanes,)
+        # No thread reads what another wrote, so stores need no barriers.
+        params = mosaic.CompilerParams(unsafe_no_auto_barriers=True)
+        if OLD:
+            whole = pl.BlockSpec(memory_space=mosaic.GMEM)
+            ins, outs = [whole] * (2 + len(own) + len(shared)), [whole] * len(out)
+            return pl.pallas_call(
+                body, out_shape=shapes, grid=grid, in_specs=ins, out_specs=outs, compiler_params=params
+            )
+        return mosaic.kernel(body, out_type=shapes, grid=grid, grid_names=("tile",), compiler_params=params)
 
 
 TARGETS: dict[str, Target] = {"gpu": MosaicGPU(), "tpu": MosaicTPU(), "cpu": Interpreted()}
