@@ -16,15 +16,15 @@ WIDE = LONG | frozenset(np.dtype(name) for name in ("float64", "complex128"))
 
 
 class Name:
-    """What a leaf is called, as in `data[0]['x']`: put together only when an error tells it."""
+    """What a leaf of a pytree is called, as in `data[0]['x']`: put together only when an error tells it."""
 
-    __slots__ = ("path", "root")
+    __slots__ = ("number", "root", "tree")
 
-    def __init__(self, root: str, path: Any):
-        self.root, self.path = root, path
+    def __init__(self, root: str, tree: Any, number: int):
+        self.root, self.tree, self.number = root, tree, number
 
     def __str__(self) -> str:
-        return self.root + jax.tree_util.keystr(self.path)
+        return self.root + jax.tree_util.keystr(jax.tree_util.tree_leaves_with_path(self.tree)[self.number][0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def prepare(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype:
     named = [pair for _, _, pairs in moved for pair in pairs]
     if any(is_traced(leaf) for leaf in [*(leaf for _, leaf, _ in named), *jax.tree.leaves((weights, hyper))]):
         check_widths([*leaves, *((name, leaf) for name, leaf, _ in named)])
-    common = np.result_type(*(leaf.dtype for _, leaf in leaves))
+    common = np.result_type(*[leaf.dtype for _, leaf in leaves])
     hyper = {k: hyper_array(k, v, common) for k, v in hyper.items()}
     hyper_own = {k: v.ndim > 0 for k, v in hyper.items()}
     count = check_lengths(leaves, named, hyper, hyper_own)
@@ -117,7 +117,9 @@ def checked_dtype(dtype: Any) -> np.dtype | None:
 
 def convert(tree: Any, name: str, target: np.dtype | None) -> Any:
     """Every leaf an array; 64-bit integers that fit go as 32-bit ones, floats in `target` where one is wanted."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: to_array(leaf, Name(name, path), target), tree)
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [to_array(leaf, Name(name, tree, number), target) for number, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, arrays)
 
 
 def to_array(leaf: Any, name: Name, target: np.dtype | None) -> Any:
@@ -146,7 +148,7 @@ def to_array(leaf: Any, name: Name, target: np.dtype | None) -> Any:
 
 
 def named_leaves(tree: Any, name: str) -> list[tuple[Any, Any]]:
-    return [(Name(name, path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return [(Name(name, tree, number), leaf) for number, leaf in enumerate(jax.tree.leaves(tree))]
 
 
 def list_hint(tree: Any) -> str:
@@ -202,11 +204,11 @@ def spread_axes(in_axes: Any, data: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def problem_axis_first(entry: Any, axes: Any, index: int) -> tuple[Any, Any, list[tuple[Any, Any, bool]]]:
     """`(the entry with its problems in front, whether each leaf has problems, the leaves by name with that flag)`."""
-    paths, treedef = jax.tree_util.tree_flatten_with_path(entry)
+    leaves, treedef = jax.tree.flatten(entry)
     flat_axes = jax.tree.leaves(axes, is_leaf=lambda a: a is None)
     named = []
-    for (path, leaf), axis in zip(paths, flat_axes, strict=True):
-        name = Name(f"data[{index}]", path)
+    for number, (leaf, axis) in enumerate(zip(leaves, flat_axes, strict=True)):
+        name = Name(f"data[{index}]", entry, number)
         if axis is not None and not -leaf.ndim <= axis < leaf.ndim:
             raise ValueError(
                 f"{name} has shape {tuple(leaf.shape)}, without axis {axis} for the problems; pass it with a problem "

@@ -27,6 +27,10 @@ from gdjax.plan import Plan
 log = logging.getLogger("gdjax")
 
 
+MOST_SMALL = 256
+"""Answers that are kept to the question which block a small batch runs through: it takes a tenth of the call."""
+
+
 class Blocks:
     """The compiled blocks of one loss, rule and stop rule on one kind of problem and some devices."""
 
@@ -34,6 +38,7 @@ class Blocks:
         self.program = program
         self.devices = tuple(devices)
         self.blocks: dict[Any, Block] = {}
+        self.small: dict[Any, Block] = {}
         self.kinds: dict[Any, plans.Kind] = {}
         form = lane_form(program, batch)
         self.refused, self.fusable = form.refused, form.fusable
@@ -105,6 +110,19 @@ class Blocks:
             return made
 
     def block(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
+        """The compiled block for these inputs, a small one as it was found before."""
+        own, known = tuple(jax.tree.leaves(flags)), (self.ceiling.most, self.registers.refused)
+        key = tile, jax.tree.structure(inputs), own, count, plan, self.seat, known
+        found = self.small.get(key)
+        if found is None:
+            found = self.fitting(tile, inputs, flags, count, plan)
+            if found.stage:
+                if len(self.small) == MOST_SMALL:
+                    self.small.clear()
+                self.small[key] = found
+        return found
+
+    def fitting(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
         """The compiled block for these inputs: in registers on an accelerator, or else in lanes, where the problem has
         such a form."""
         if self.registers.wanted(tile, plan):
@@ -139,7 +157,7 @@ class Blocks:
     def kind(self, inputs: Any, flags: Any) -> plans.Kind:
         """The kind of problem that these inputs hold. It follows from what they are made of: the session's problems are
         all alike."""
-        key = jax.tree.structure((inputs, flags)), tuple(jax.tree.leaves(flags))
+        key = jax.tree.structure(inputs), tuple(jax.tree.leaves(flags))
         if key not in self.kinds:
             self.kinds[key] = plans.kind_of(inputs, flags)
         return self.kinds[key]

@@ -1,8 +1,4 @@
-"""A compiled block of tiles: how it is made, and the memory that its results are written into.
-
-On the host a block writes its results into arrays that are handed to it and taken back when the results have been
-copied out: fresh memory must be asked of the system and filled with zeros, which takes as long as many updates.
-"""
+"""A compiled block of tiles: how it is made, and how fast its calls have been."""
 
 from __future__ import annotations
 
@@ -10,13 +6,11 @@ import collections
 import dataclasses
 import functools
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend import core
 
 from gdjax import device as dev
@@ -36,11 +30,11 @@ ROOM = 5
 SHORT = 4e-3
 """Seconds below which a job is also tried on one worker: to give work to another takes some tenth of a millisecond."""
 
+STAGE_BYTES = 1 << 20
+"""Most bytes of a block's inputs that are copied although they could be read where they are."""
+
 AGAIN = 32
 """One in so many short jobs is run the way that was slower, which may have changed."""
-
-SPARE_BYTES = 64 << 20
-"""Most bytes of results' memory that are kept for the next calls."""
 
 
 class Pace:
@@ -86,6 +80,9 @@ class Block:
     need: int
     room: tuple[tuple[tuple[int, ...], Any], ...] = ()
     """Shapes and dtypes of what is handed over for the results to be written into."""
+
+    stage: tuple[tuple[tuple[int, ...], Any] | None, ...] = ()
+    """Shapes and dtypes of the inputs that are copied before a call, None for those that are not; (): none is."""
 
     by_problem: bool = False
     """Whether a call is told how many problems it has, or how many tiles."""
@@ -174,7 +171,8 @@ def compile_block(
         tuple(jax.tree.leaves(own[0])),
         x64,
         need_of(executables[0]),
-        tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(room)),
+        tuple(shape_of(leaf) for leaf in jax.tree.leaves(room)),
+        stage_of(problems, flags) if on_host else (),
         by_problem=by_problem,
         whole=as_one and not apart,
     )
@@ -198,6 +196,17 @@ def like(tree: Any, flags: Any, count: int) -> Any:
     )
 
 
+def shape_of(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    return leaf.shape, leaf.dtype
+
+
+def stage_of(problems: Any, flags: Any) -> tuple[tuple[tuple[int, ...], Any] | None, ...]:
+    """What problems of their own bring, where it is little for a whole block."""
+    leaves = list(zip(jax.tree.leaves(problems), jax.tree.leaves(flags), strict=True))
+    small = sum(leaf.dtype.itemsize * leaf.size for leaf, own in leaves if own) <= STAGE_BYTES
+    return tuple(shape_of(leaf) if own else None for leaf, own in leaves) if small else ()
+
+
 def need_of(executable: Any) -> int:
     """Bytes of a call on the device, as the compiler says; 0 where it does not."""
     stats = executable.memory_analysis()
@@ -205,41 +214,3 @@ def need_of(executable: Any) -> int:
         return 0
     held = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
     return held - stats.alias_size_in_bytes
-
-
-class Spares:
-    """Memory of results that have been copied out, kept for the next ones of the same shapes."""
-
-    def __init__(self) -> None:
-        self.kept: dict[Any, list[Any]] = {}
-        self.bytes = 0
-        self.lock = threading.Lock()
-
-    def take(self, block: Block, device: jax.Device) -> Any:
-        """What one call of the block may write its results into; what is in it means nothing."""
-        if not block.room:
-            return ()
-        with self.lock:
-            found = self.kept.get((device, block.room))
-            if found:
-                results = found.pop()
-                self.bytes -= size_of(results)
-                return jax.tree.unflatten(block.out_tree, results)
-        fresh = [np.zeros(shape, dtype) for shape, dtype in block.room]
-        return jax.tree.unflatten(block.out_tree, jax.device_put(fresh, device, may_alias=False))
-
-    def give(self, block: Block, device: jax.Device, results: list[jax.Array]) -> None:
-        """Take back what a call of the block has returned, which nobody looks at any more."""
-        if not block.room:
-            return
-        with self.lock:
-            if self.bytes + size_of(results) <= SPARE_BYTES:
-                self.kept.setdefault((device, block.room), []).append(results)
-                self.bytes += size_of(results)
-
-
-def size_of(arrays: list[jax.Array]) -> int:
-    return sum([array.nbytes for array in arrays])
-
-
-SPARES = Spares()

@@ -14,13 +14,14 @@ from jax import lax
 
 from gdjax import device as dev
 from gdjax import memory
-from gdjax.arena import aligned_empty
+from gdjax.arena import LEAST, aligned_empty
 from gdjax.engine.block import Block
-from gdjax.engine.cuts import pieces, window
+from gdjax.engine.cuts import Cut, pieces, window
 from gdjax.engine.host import NEGATIVE_ZERO, on_host
 
 AHEAD = 2
 """Pieces in flight per worker: one runs while the next is placed. The inputs of more would pile up there."""
+
 
 def run_block(
     block: Block,
@@ -62,10 +63,19 @@ class Outputs:
         self.arrays: list[Any] = [None] * len(self.own)
         self.parts: list[tuple[int, int, list[Any]]] = []
         self.stay = stay
-        if not stay:
-            self.make_room()
+        self.handed = self.roomy = False
+
+    def expect(self, block: Block, cuts: list[Cut]) -> None:
+        """Make room for the results of these pieces. Those of a single small one are given away as they are, with the
+        padding behind them."""
+        if not (self.stay or self.roomy):
+            size = sum([s.dtype.itemsize * s.size for s in block.out_shapes])
+            self.handed = len(cuts) == 1 and not block.room and size <= LEAST
+            if not self.handed:
+                self.make_room()
 
     def make_room(self) -> None:
+        self.roomy = True
         for index, flag in enumerate(self.own):
             if flag:
                 self.arrays[index] = aligned_empty(self.shapes[index], self.dtypes[index])
@@ -75,6 +85,10 @@ class Outputs:
         if self.stay:
             held = [r[: last - first] if flag else r for r, flag in zip(results, self.own, strict=True)]
             self.parts.append((first, last, jax.block_until_ready(held)))
+            return
+        if self.handed:
+            held = [np.asarray(result) for result in results]
+            self.arrays = [array[:last] if flag else array for array, flag in zip(held, self.own, strict=True)]
             return
         for index, (result, flag) in enumerate(zip(results, self.own, strict=True)):
             if flag:
@@ -121,12 +135,12 @@ def on_accelerators(
     leaves: list[Any],
     own: list[bool],
     tree: Any,
-    left: list[tuple[int, int]],
+    left: list[Cut],
     start: int,
     steps: int,
     outputs: Outputs,
     patient: bool,
-) -> list[tuple[int, int]]:
+) -> list[Cut]:
     """Devices with memory of their own: a few pieces are placed and run ahead of the one whose results are taken.
 
     Returns the pieces for which there was no memory, where the caller is `patient`.
@@ -134,6 +148,7 @@ def on_accelerators(
     lanes = len(block.devices)
     scalars = np.int32(start), np.int32(steps)
     cuts = pieces(block, left, lanes)
+    outputs.expect(block, cuts)
     ahead: collections.deque[list[Any]] = collections.deque()
     taken = 0
     try:

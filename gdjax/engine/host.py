@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from gdjax import device as dev
-from gdjax.engine.block import SPARES, Block
+from gdjax.engine.block import Block
 from gdjax.engine.cuts import Cut, pieces, unaligned, window
+from gdjax.engine.spares import Stage, room_back, room_for, stage_back, stage_for
 
 NEGATIVE_ZERO = np.float32(-0.0)
 
@@ -48,30 +49,36 @@ def on_host(
     """The pieces for which there was no memory, where the caller is `patient`; the results of the others are put into
     `outputs`."""
     arrays = [np.asarray(leaf) for leaf in leaves]
-    ahead = (updates or 0) * sum(last - first for first, last in left)
-    lanes = block.pace.crew(ahead, block.lanes) if ahead and len(block.devices) == 1 else block.lanes
+    ahead = (updates or 0) * sum([last - first for first, last in left])
+    everyone = block.lanes
+    lanes = block.pace.crew(ahead, everyone) if ahead and len(block.devices) == 1 else everyone
     cuts = pieces(block, left, lanes, shift_of(block, left, arrays, own))
+    outputs.expect(block, cuts)
     ways = itertools.cycle(zip(block.executables, block.devices, strict=True))
     waiting = collections.deque(zip(ways, cuts, strict=False))
     failed: list[Cut] = []
 
-    def begun(executable: Any, device: jax.Device, cut: Cut) -> list[Any]:
+    def begun(executable: Any, device: jax.Device, cut: Cut) -> tuple[list[Any], Stage | None]:
         first, last = cut
         tiles = -(-(last - first) // block.plan.tile)
-        used = last - first if block.by_problem else tiles
-        inputs = [
-            window(array, first, last, tiles * block.plan.tile, block.size) if flag else array
-            for array, flag in zip(arrays, own, strict=True)
-        ]
-        room = SPARES.take(block, device)
+        padded, used = tiles * block.plan.tile, last - first if block.by_problem else tiles
+        stage = stage_for(block, device)
+        if stage is not None:
+            inputs = stage.filled(arrays, first, last, padded)
+        else:
+            inputs = [
+                window(array, first, last, padded, block.size) if flag else array
+                for array, flag in zip(arrays, own, strict=True)
+            ]
         scalars = number(start, device), number(steps, device), number(used, device), negative_zero(device)
-        results = executable(jax.tree.unflatten(tree, inputs), *scalars, room)
-        return jax.tree.leaves(results)
+        results = executable(jax.tree.unflatten(tree, inputs), *scalars, room_for(block, device))
+        return jax.tree.leaves(results), stage
 
-    def ended(device: jax.Device, cut: Cut, results: list[Any]) -> None:
+    def ended(device: jax.Device, cut: Cut, results: list[Any], stage: Stage | None) -> None:
         # Waiting here lets other threads run; waiting inside NumPy would not.
         outputs.put(*cut, jax.block_until_ready(results))
-        SPARES.give(block, device, results)
+        room_back(block, device, results)
+        stage_back(block, device, stage)
 
     def attempt(step: Any, *arguments: Any, cut: Cut) -> Any:
         try:
@@ -92,8 +99,8 @@ def on_host(
                 if running is None or len(waiting) >= lanes:
                     following = begin_next()
                 if running is not None:
-                    device, cut, results = running
-                    attempt(ended, device, cut, results, cut=cut)
+                    device, cut, begun_with = running
+                    attempt(ended, device, cut, *begun_with, cut=cut)
                 running = following
                 if running is None and not waiting:
                     return
@@ -103,12 +110,12 @@ def on_host(
             (executable, device), cut = waiting.popleft()
         except IndexError:
             return None
-        results = attempt(begun, executable, device, cut, cut=cut)
-        return None if results is None else (device, cut, results)
+        begun_with = attempt(begun, executable, device, cut, cut=cut)
+        return None if begun_with is None else (device, cut, begun_with)
 
     begin = time.perf_counter()
     workers = min(lanes, len(cuts))
-    others = [crew(block.lanes).submit(work) for _ in range(workers - 1)]
+    others = [crew(everyone).submit(work) for _ in range(workers - 1)]
     work()
     for other in others:
         other.result()
@@ -119,7 +126,7 @@ def on_host(
 
 def shift_of(block: Block, left: list[Cut], arrays: list[np.ndarray], own: list[bool]) -> int:
     """How far behind the tile boundaries to cut a batch of several pieces, so that most are read without a copy."""
-    if sum(last - first for first, last in left) <= block.size:
+    if sum([last - first for first, last in left]) <= block.size:
         return 0
     return unaligned([array for array, flag in zip(arrays, own, strict=True) if flag])
 

@@ -19,6 +19,7 @@ import numpy as np
 from gdjax.arena import aligned_empty
 from gdjax.engine.program import AWAY, RAN_ALL_STEPS, RUNNING
 from gdjax.engine.refill import Ended, Running
+from gdjax.pieces import scatter
 from gdjax.progress import Watch
 
 log = logging.getLogger("gdjax")
@@ -96,7 +97,7 @@ def flowing(run: Run, seats: Running, flags: Running, start: int, steps: int) ->
     while len(left):
         again = select(seats._replace(lane=ended.lane), flags, left)
         some, spent = run("through", again, flags, len(left), start, steps)
-        write(ended, some, left)
+        ended = jax.tree.map(lambda whole, part, which=left: scatter(whole, part, which), ended, some)
         updates, left = updates + int(spent.sum(dtype=np.int64)), left[some.lane["status"] == AWAY]
     if log.isEnabledFor(logging.INFO):
         taken = int(np.sum(ended.lane["index"] - before, dtype=np.int64))
@@ -130,9 +131,7 @@ def ends(run: Run, whole: Running, flags: Running, kept: Any, waits: np.ndarray,
     return run("finish", seats, flags, len(waits), start, steps).lane["status"]
 
 
-def slices(
-    run: Run, seats: Running, flags: Running, start: int, steps: int, watch: Watch
-) -> tuple[Ended, int]:
+def slices(run: Run, seats: Running, flags: Running, start: int, steps: int, watch: Watch) -> tuple[Ended, int]:
     """The same step by step on the device, so many steps at a time that the watch can be told in between."""
     age, count = 0, len(seats.lane["status"])
     while True:
