@@ -14,20 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jaxlib.xla_client
 import numpy as np
 
-from gdjax.arena import aligned, aligned_empty, host_room
+from gdjax.arena import host_room
 
 INSTALL = {
     "gpu": 'pip install "gdjax[cuda]"',
     "tpu": 'pip install "gdjax[tpu]"',
 }
-adopt = getattr(jaxlib.xla_client, "batched_device_put", None)
-
-FILLED: dict[jax.Device, tuple[int, int, jax.Array] | None] = {}
-FILLED_BYTES = 64 << 20
-"""Most bytes of an array of equal numbers that is kept."""
 
 ALIASES = {"cuda": "gpu", "rocm": "gpu"}
 
@@ -318,86 +312,3 @@ def label(chosen: Sequence[jax.Device]) -> str:
     """The devices in one word, for messages and tables."""
     names = [f"{platform_of(d)}:{jax.local_devices(backend=d.platform).index(d)}" for d in chosen]
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-def give(tree: Any, home: jax.Device) -> Any:
-    """Results as `jax.Array`s on `home`, without a copy where they are there already.
-
-    What has no room there stays in host memory, a NumPy array. 64-bit leaves become NumPy arrays while
-    `jax_enable_x64` is off: the first operation on such a `jax.Array` would narrow it without a word.
-    """
-
-    leaves, tree_of = jax.tree.flatten(tree)
-    keeps = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
-    narrowed = [leaf.dtype.itemsize == 8 and not keeps for leaf in leaves]
-    leaves = [np.asarray(leaf) if narrow else leaf for leaf, narrow in zip(leaves, narrowed, strict=True)]
-    moving = [n for n, leaf in enumerate(leaves) if not (narrowed[n] or isinstance(leaf, jax.Array))]
-    for n, placed in zip(moving, put([leaves[n] for n in moving], home), strict=True):
-        leaves[n] = placed
-    return jax.tree.unflatten(tree_of, leaves)
-
-
-def filled(count: int, value: int, device: jax.Device) -> Any:
-    """`count` times the same int32, on the device: the array of the call before, where that was the same."""
-    last = FILLED.get(device)
-    if last is not None and last[:2] == (count, value) and not last[2].is_deleted():
-        return last[2]
-    if is_host(device):
-        out = aligned_empty((count,), np.int32)
-        out.fill(value)
-        made = adopted(out, device)
-    else:
-        made = jax.numpy.full(count, value, np.int32, device=device)
-    FILLED[device] = (count, value, made) if made.nbytes <= FILLED_BYTES else None
-    return made
-
-
-def put(arrays: list[np.ndarray], home: jax.Device) -> list[jax.Array | np.ndarray]:
-    """The arrays on `home`, or where they are if there is no room for them there."""
-    if is_host(home):
-        return [adopted(array, home) for array in arrays]
-    return [put_one(array, home) for array in arrays]
-
-
-def adopted(array: np.ndarray, home: jax.Device) -> jax.Array:
-    """The array as one of JAX's, in its own memory.
-
-    By the call that `jax.device_put` ends in, at a tenth of its cost, where jaxlib has that under this name.
-    """
-    if adopt is None:
-        return jax.make_array_from_callback(array.shape, place(home), lambda _: array)
-    return adopt(abstract(array.shape, array.dtype), place(home), [array], [home], True)
-
-
-@functools.lru_cache(1024)
-def abstract(shape: tuple[int, ...], dtype: np.dtype) -> jax.core.ShapedArray:
-    return jax.core.ShapedArray(shape, dtype)
-
-
-@functools.cache
-def place(home: jax.Device) -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(home)
-
-
-def put_one(array: np.ndarray, home: jax.Device) -> jax.Array | np.ndarray:
-    free = room(home)
-    if free is not None and array.nbytes > free:
-        return array
-    try:
-        return jax.device_put(array, home)
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-    return array
-
-
-def within_reach(array: Any, home: jax.Device) -> Any:
-    """The array where programs on `home` read it without a copy of their own: there, or aligned in host memory."""
-    if not is_host(home):
-        return jax.device_put(array, home)
-    found = np.asarray(array)
-    if aligned(found):
-        return found
-    out = aligned_empty(found.shape, found.dtype)
-    out[...] = found
-    return out

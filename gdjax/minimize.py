@@ -18,6 +18,7 @@ from gdjax.batch import check_rate, is_traced, prepare
 from gdjax.dispatch import choose
 from gdjax.engine.program import Program
 from gdjax.friends import Frame, FramedProjection, framed, split, whole
+from gdjax.placed import give
 from gdjax.plan import Plan
 from gdjax.progress import Watch
 from gdjax.rules import Descent, FreeRule, Projected, Rule, Transformation, is_pair
@@ -125,7 +126,7 @@ def minimize(
     if rows is not None and resume is not None:
         rows = rows + resume.total
     names = ("weights", "loss", "gradient_norm", "steps", "status", "record")
-    given = dev.give({name: getattr(out, name) for name in names}, devices[0])
+    given = give({name: getattr(out, name) for name in names}, devices[0])
     return whole(Solution(**given, record_steps=rows, state=out.state, plan=out.plan, device=dev.label(devices)), frame)
 
 

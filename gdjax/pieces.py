@@ -12,6 +12,7 @@ from jax import lax
 from gdjax import device as dev
 from gdjax.arena import aligned_empty
 from gdjax.batch import Batch
+from gdjax.placed import within_reach
 
 SHARED_BYTES = 64 * 1024
 """Less than this is copied for every piece sooner than it is looked at."""
@@ -35,7 +36,7 @@ def shared_once(batch: Batch, home: jax.Device) -> Batch:
         return batch
 
     def settled(leaf: Any, flag: bool) -> Any:
-        return leaf if flag or leaf.nbytes < SHARED_BYTES else dev.within_reach(leaf, home)
+        return leaf if flag or leaf.nbytes < SHARED_BYTES else within_reach(leaf, home)
 
     return dataclasses.replace(batch, data=jax.tree.map(settled, batch.data, batch.data_flags))
 

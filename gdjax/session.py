@@ -24,6 +24,7 @@ from gdjax.engine.feed import run_block
 from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, STOPPED, Program
 from gdjax.key import Key, key_of
 from gdjax.pieces import cut, hashable, joined, own, pick, scatter, shared_once, unhashed
+from gdjax.placed import filled
 from gdjax.plan import Plan
 from gdjax.progress import FIRST, Watch
 from gdjax.solution import State
@@ -124,7 +125,7 @@ class Session(Blocks):
         flags = fixed.Inputs(own(batch.weights), kept_flags, batch.data_flags, batch.hyper_flags)
         plan = job.plan or self.tuned(inputs, flags, batch.count, job.steps, job.measure)
         out, own_state, plan, steps, record = self.descend(inputs, flags, batch.count, plan, start, job)
-        taken, status = dev.filled(batch.count, start + steps, self.devices[0]), out.status
+        taken, status = filled(batch.count, start + steps, self.devices[0]), out.status
         kept = State(out.state, status, taken, "fixed", hashable(own_state), start + steps, dev.kind(self.devices[0]))
         result = Outcome(out.weights, out.loss, out.gradient_norm, taken, status, kept, plan, record)
         again = state is not None and np.asarray(state.status).max() == DIVERGED

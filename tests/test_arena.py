@@ -8,7 +8,7 @@ import pytest
 
 from gdjax import arena
 from gdjax.arena import aligned_empty
-from gdjax.device import give
+from gdjax.placed import give
 
 
 @pytest.fixture

@@ -70,7 +70,8 @@ class Outputs:
         padding behind them."""
         if not (self.stay or self.roomy):
             size = sum([s.dtype.itemsize * s.size for s in block.out_shapes])
-            self.handed = len(cuts) == 1 and not block.room and size <= LEAST
+            mine = np.dtype(np.float64) in self.dtypes  # may become the caller's own NumPy arrays, to be written to
+            self.handed = len(cuts) == 1 and not (block.room or mine) and size <= LEAST
             if not self.handed:
                 self.make_room()
 

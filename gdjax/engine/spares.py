@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from gdjax import device as dev
 from gdjax.arena import aligned_empty
 from gdjax.engine.block import STAGE_BYTES, Block
+from gdjax.placed import adopted
 
 KEPT_BYTES = 64 << 20
 """Most bytes of either that are kept."""
@@ -72,7 +72,7 @@ class Stage:
 
     def __init__(self, block: Block, device: jax.Device):
         self.arrays = [None if shape is None else aligned_empty(*shape) for shape in block.stage]
-        self.placed = [None if array is None else dev.adopted(array, device) for array in self.arrays]
+        self.placed = [None if array is None else adopted(array, device) for array in self.arrays]
 
     def filled(self, leaves: Sequence[np.ndarray], first: int, last: int, used: int) -> list[Any]:
         """The inputs of a call: the problems from `first` to `last`, padded with the last one up to `used` of them."""
@@ -87,8 +87,9 @@ class Stage:
     def shared(self) -> bool:
         """Whether JAX reads this memory itself and not a copy of it."""
         return all(
-            array is None or placed.unsafe_buffer_pointer() == array.__array_interface__["data"][0]
+            placed.unsafe_buffer_pointer() == array.__array_interface__["data"][0]
             for array, placed in zip(self.arrays, self.placed, strict=True)
+            if array is not None and placed is not None
         )
 
 
