@@ -115,7 +115,7 @@ def default(kind: Kind, device: jax.Device, count: int) -> Plan:
         return Plan("lanes", tile, 1, 16 if kind.elementwise else 1)
     if kind.elementwise:
         last, chunk = LARGE, 3
-        ladder = [(SMALL, 1), (SMALL, 64), (LARGE, 32)]
+        ladder = [(SMALL, 1), (SMALL, 8), (LARGE, 8), (LARGE, 32)]
     else:
         last, chunk = power_below(CACHE_BYTES / kind.bytes, VECTOR, 1024), 1
         ladder = [(last, 1), (last, 16)]
@@ -137,7 +137,7 @@ def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
     if not dev.is_host(device):
         return dataclasses.replace(default(kind, device, count), chunk=4 if kind.elementwise else 1)
     if kind.elementwise:
-        shape = (SMALL, 1) if count <= SMALL else (SMALL, 64) if count <= 1 << 15 else (2 * SMALL, 64)
+        shape = (SMALL, 1) if count <= SMALL else (SMALL, 64) if count <= 1 << 15 else (2 * SMALL, 128)
         return Plan("lanes", *shape, 4)
     plan = default(kind, device, count)
     return dataclasses.replace(plan, tiles=min(plan.tiles, 64))

@@ -255,7 +255,7 @@ class Session(Blocks):
         def run(name: str, inputs: Any, flags: Any, count: int, first: int, second: int) -> Any:
             # How long a sprint is differs; the others take much the same time for each problem, call by call.
             updates = None if name == "sprint" else 1
-            plan = ran.get(name, job.plan) if name == "through" else job.plan  # for those left the same program
+            plan = ran.get("fresh", job.plan) if name == "through" else job.plan  # those left are as wide as before
             block, out = self.execute(TILES[name], inputs, flags, count, plan, first, second, updates)
             ran[name] = block.plan
             return out
@@ -264,9 +264,8 @@ class Session(Blocks):
         if lane is None:
             inputs = refill.Start(batch.weights, rule_state[0], batch.data, batch.hyper)
             flags = refill.Start(own(batch.weights), rule_state[1], batch.data_flags, batch.hyper_flags)
-            if self.flows(job) and self.alone(inputs, flags, batch.count, job.plan):
-                ended, _ = run("fresh", inputs, flags, batch.count, start, steps)
-                return ended, ran["fresh"], steps, None
+            if self.flows(job):
+                return rounds.flowing(run, "fresh", inputs, flags, batch.count, start, steps), ran["fresh"], steps, None
             lane = run("begin", inputs, flags, batch.count, start, 0)
         lane_flags = refill.Running(own(lane), batch.data_flags, batch.hyper_flags)
         seated = refill.Running(lane, batch.data, batch.hyper)
@@ -275,7 +274,7 @@ class Session(Blocks):
         elif self.masked(job.plan) and job.watch is not None:
             ended, steps = rounds.slices(run, seated, lane_flags, start, steps, job.watch)
         elif self.flows(job):
-            ended = rounds.flowing(run, seated, lane_flags, start, steps)
+            ended = rounds.flowing(run, "through", seated, lane_flags, batch.count, start, steps)
         elif self.program.stop is None or self.masked(job.plan):
             ended = run("finish", seated, lane_flags, batch.count, start, steps)
         else:
@@ -289,11 +288,6 @@ class Session(Blocks):
         if job.watch is not None:
             job.watch.settle(ended.lane["status"])
         return ended, next(ran[name] for name in ("through", "sprint", "rows", "finish") if name in ran), steps, record
-
-    def alone(self, inputs: Any, flags: Any, count: int, plan: Plan | None) -> bool:
-        """Whether these problems fit into a single tile."""
-        wanted = plan or plans.refill(self.kind(inputs, flags), self.devices[0], self.share(count))
-        return wanted.tiles == 1 and count <= wanted.tile
 
     def flows(self, job: Job) -> bool:
         """Whether problems with a stop rule change places in one program: see `gdjax.engine.flow`."""

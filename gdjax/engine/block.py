@@ -30,7 +30,7 @@ ROOM = 5
 SHORT = 4e-3
 """Seconds below which a job is also tried on one worker: to give work to another takes some tenth of a millisecond."""
 
-STAGE_BYTES = 1 << 20
+STAGE_BYTES = 1 << 18
 """Most bytes of a block's inputs that are copied although they could be read where they are."""
 
 AGAIN = 32

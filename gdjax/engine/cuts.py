@@ -43,10 +43,11 @@ def unaligned(arrays: Sequence[np.ndarray]) -> int:
 
     NumPy's own large arrays begin 16 bytes behind a page.
     """
-    for shift in range(ALIGNED):
-        if all(aligned(array[shift:]) for array in arrays):
-            return shift
-    return 0
+    fits = set(range(ALIGNED))
+    for array in arrays:
+        address, row = array.__array_interface__["data"][0], array.strides[0]
+        fits = {shift for shift in fits if array.flags.c_contiguous and (address + shift * row) % ALIGNED == 0}
+    return min(fits, default=0)
 
 
 def window(array: np.ndarray, first: int, last: int, used: int, size: int) -> np.ndarray:

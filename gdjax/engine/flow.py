@@ -2,7 +2,8 @@
 
 A block of many problems runs through the lanes of one tile. Between sprints (`gdjax.engine.refill`) each lane that
 waits hands its problem back and takes the next one. When none is left and most lanes are idle, those still running
-are handed back as they are, `AWAY`: the caller puts together what many blocks have left and comes again.
+are handed back as they are, `AWAY`, where the block is a large one: the caller puts together what many blocks have left
+and comes again.
 
 Worth it only where a block is one function (`gdjax.engine.whole`): problems change places one by one.
 """
@@ -20,7 +21,7 @@ from gdjax.engine import refill
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import AWAY, RUNNING, WAITING, Program
 from gdjax.engine.refill import Ended, Running, Start, sprinting, stride_of
-from gdjax.engine.tile import by_problem, inward, over_tiles, piece
+from gdjax.engine.tile import by_problem, following, inward, outward, over_tiles, total
 
 GROUP = 32
 """Lanes that are looked at together when problems change places."""
@@ -33,6 +34,10 @@ FEW = 32
 
 SHORTEST, LONGEST = 4, 32
 """Strides in a sprint."""
+
+ALONE = 1 << 14
+"""Problems of a block that is gone through to the end, however few lanes still run: a batch of so few has no more than
+one such block for each worker, and to put together what they leave would take longer."""
 
 NOBODY = -1
 
@@ -72,12 +77,20 @@ def through(kernel: Kernel, program: Program, chunk: int, flags: Running, start:
 
 @by_problem
 def fresh(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any, steps: Any) -> Run:
-    """The same for a block of fresh problems that is a single tile, begun in the same program."""
+    """The same for a block of fresh problems, begun in the same program."""
 
     def run(inputs: Start, count: Any) -> tuple[Any, Any]:
-        lane, own = refill.begin(kernel, program, chunk, flags, start, steps)(inputs)
-        seats = Running(lane, inputs.data, inputs.hyper)
-        return through(kernel, program, chunk, Running(own, flags.data, flags.hyper), start, steps)(seats, count)
+        begin, size, own = refill.begin(kernel, program, chunk, flags, start, steps), kernel.size, []
+
+        def noted(some: Start) -> tuple[Any, Any]:
+            lane, lane_own = begin(some)
+            own.append(lane_own)
+            return lane, lane_own
+
+        tiles = jax.tree.leaves(inputs.weights)[0].shape[0] // size
+        lane = over_tiles(noted, size, tiles, inputs, flags, (count + size - 1) // size)
+        seats, seat_flags = Running(lane, inputs.data, inputs.hyper), Running(own[0], flags.data, flags.hyper)
+        return through(kernel, program, chunk, seat_flags, start, steps)(seats, count)
 
     return run
 
@@ -100,12 +113,12 @@ def flow(
     def going(state: Any) -> Any:
         seats, names, taken, _ = state
         running = (seats.lane["status"] == RUNNING) & (names != NOBODY)
-        few = jnp.where(count <= size, 0, size // 2)
-        return jnp.sum(running.astype(jnp.int32)) > jnp.where(taken < count, 0, few)
+        few = jnp.where(count <= ALONE, 0, size // 2)
+        return (taken < count) | (total(running.astype(jnp.int32)) > few)
 
     def once(state: Any) -> Any:
         seats, names, taken, lanes = state
-        age = jnp.mean((seats.lane["index"] - start).astype(jnp.float32)).astype(jnp.int32)
+        age = (total((seats.lane["index"] - start).astype(jnp.float32)) / size).astype(jnp.int32)
         ahead = jnp.clip(age // (SHARE * stride), SHORTEST, LONGEST) * stride
         spent = seats.lane["spent"] + ahead
         plain = {name: leaf for name, leaf in seats.lane.items() if name != "spent"}
@@ -113,11 +126,25 @@ def flow(
         lane = sprinting(kernel, program, chunk, flags, seats, age, ahead)
         seats = seats._replace(lane={**lane, "spent": spent})
         leaving = seats.lane["status"] != RUNNING
-        some = (jnp.sum(leaving.astype(jnp.int32)) >= size // FEW) & (taken < count)
+        some = (total(leaving.astype(jnp.int32)) >= size // FEW) & (taken < count)
         return when(some, lambda state: exchange(state, leaving), (seats, names, taken, lanes))
 
     def exchange(state: Any, leaving: Any) -> Any:
-        """The problems in the lanes that are `leaving` put back into their places, and others seated."""
+        """The problems in the lanes that are `leaving` put back into their places, and others seated: all together
+        where a whole tile of neighbours leaves for another."""
+        _, names, taken, _ = state
+        together = jnp.all(leaving & (names == names[0] + numbers)) & (names[0] != NOBODY) & (taken + size <= count)
+        state = when(together, exchange_all, state)
+        return when(~together, lambda state: exchange_some(state, leaving), state)
+
+    def exchange_all(state: Any) -> Any:
+        seats, names, taken, lanes = state
+        back = outward(kernel, seats.lane, spending.lane)
+        lanes = jax.tree.map(lambda into, leaf: lax.dynamic_update_slice_in_dim(into, leaf, names[0], 0), lanes, back)
+        seats = inward(kernel, following(inputs._replace(lane=lanes), spending, size, taken), spending)
+        return seats, taken + numbers, taken + size, lanes
+
+    def exchange_some(state: Any, leaving: Any) -> Any:
         seats, names, taken, lanes = state
         leaving = leaving & (names != NOBODY)
 
@@ -125,7 +152,7 @@ def flow(
             name = entry(names, number)
             return jax.tree.map(lambda into, leaf: put(into, 0, name, leaf, leaf.ndim - 1, number), lanes, seats.lane)
 
-        def following(number: Any, state: Any) -> Any:
+        def forth(number: Any, state: Any) -> Any:
             seats, names, taken = state
             name = jnp.where(taken < count, taken, NOBODY)
             names = lax.dynamic_update_slice_in_dim(names, name[None], number, 0)
@@ -143,13 +170,13 @@ def flow(
 
         # First all go, then all come: what is both read and written in one loop, XLA copies at every turn.
         lanes = for_each(leaving, back, lanes)
-        return *for_each(leaving, following, (seats, names, taken)), lanes
+        return *for_each(leaving, forth, (seats, names, taken)), lanes
 
     awake = jnp.where(inputs.lane["status"] == AWAY, jnp.int32(RUNNING), inputs.lane["status"])
     lanes = {**inputs.lane, "status": awake, "spent": jnp.zeros_like(awake)}
     numbers = lax.iota(jnp.int32, size)
     names = jnp.where(numbers < count, numbers, NOBODY)
-    seats = inward(kernel, piece(inputs._replace(lane=lanes), spending, size, 0), spending)
+    seats = inward(kernel, following(inputs._replace(lane=lanes), spending, size, 0), spending)
     state = lax.while_loop(going, once, (seats, names, jnp.minimum(size, count), lanes))
     lanes = exchange(state, jnp.ones((size,), bool))[3]
     status, spent = lanes["status"], lanes.pop("spent")

@@ -17,7 +17,7 @@ from jax import lax
 
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import DIVERGED, MOVING, RUNNING, WAITING, Program, finite
-from gdjax.engine.tile import inward, outward, settle
+from gdjax.engine.tile import inward, outward, settle, total
 
 
 class Start(NamedTuple):
@@ -53,7 +53,7 @@ PATIENCE = 16
 
 LONGEST = 4
 
-PASSES_PER_CHECK = 4
+PASSES_PER_CHECK = 2
 """How often a tile asks whether any of its lanes still runs."""
 
 Tile = Callable[[Any], tuple[Any, Any]]
@@ -108,7 +108,7 @@ def sprinting(
 
     def going(carry: Any) -> Any:
         moving, _, taken = carry
-        return (taken < updates) & jnp.any(runs(kernel, moving))
+        return (taken < updates) & (total(runs(kernel, moving).astype(jnp.int32)) > 0)
 
     carry = moving, at_rest(seats.lane), jnp.int32(0)
     moving, held, _ = lax.while_loop(going, lambda carry: lax.fori_loop(0, PASSES_PER_CHECK, once, carry), carry)

@@ -88,18 +88,19 @@ def rounds(
     return closed(run, whole, flags, seats.lane if where is None else kept, start, steps, watch), steps
 
 
-def flowing(run: Run, seats: Running, flags: Running, start: int, steps: int) -> Ended:
-    """All problems to their ends through `gdjax.engine.flow`: what its blocks leave goes through together, until nobody
-    is left."""
-    before = seats.lane["index"]
-    ended, spent = run("through", seats, flags, len(before), start, steps)
+def flowing(run: Run, name: str, inputs: Any, flags: Any, count: int, start: int, steps: int) -> Ended:
+    """All problems to their ends through `gdjax.engine.flow`: `"fresh"` ones, or those in their lanes `"through"`. What
+    its blocks leave goes through together, until nobody is left."""
+    ended, spent = run(name, inputs, flags, count, start, steps)
     updates, left = int(spent.sum(dtype=np.int64)), np.flatnonzero(ended.lane["status"] == AWAY)
+    own = Running(jax.tree.map(lambda _: True, ended.lane), flags.data, flags.hyper)
     while len(left):
-        again = select(seats._replace(lane=ended.lane), flags, left)
-        some, spent = run("through", again, flags, len(left), start, steps)
+        again = select(Running(ended.lane, inputs.data, inputs.hyper), own, left)
+        some, spent = run("through", again, own, len(left), start, steps)
         ended = jax.tree.map(lambda whole, part, which=left: scatter(whole, part, which), ended, some)
         updates, left = updates + int(spent.sum(dtype=np.int64)), left[some.lane["status"] == AWAY]
     if log.isEnabledFor(logging.INFO):
+        before = start if name == "fresh" else inputs.lane["index"]
         taken = int(np.sum(ended.lane["index"] - before, dtype=np.int64))
         log.info("lanes went through %d updates, of which problems took %d", updates, taken)
     return ended

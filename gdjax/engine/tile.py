@@ -15,6 +15,9 @@ from jax import lax
 
 from gdjax.engine.kernels import Kernel
 
+ROW = 16
+"""Lanes in a vector of the widest kind."""
+
 
 def by_problem(engine: Any) -> Any:
     """Marks an engine that takes a whole block and the number of its problems, instead of a tile."""
@@ -79,9 +82,23 @@ def buffers_for(tile: Callable[[Any], tuple[Any, Any]], size: int, count: int, a
 
 def piece(args: Any, flags: Any, size: int, index: Any) -> Any:
     """One tile of the arguments."""
-    return jax.tree.map(
-        lambda leaf, flag: lax.dynamic_slice_in_dim(leaf, index * size, size) if flag else leaf, args, flags
-    )
+    return following(args, flags, size, index * size)
+
+
+def following(args: Any, flags: Any, size: int, first: Any) -> Any:
+    """The arguments of `size` problems from `first` on."""
+    return jax.tree.map(lambda leaf, flag: lax.dynamic_slice_in_dim(leaf, first, size) if flag else leaf, args, flags)
+
+
+def total(numbers: Any) -> Any:
+    """The sum of one number per lane.
+
+    By way of `ROW` partial ones: the CPU compiler adds up a row number by number, and rows side by side. The barrier
+    keeps it from making one sum of both.
+    """
+    if numbers.shape[0] % ROW == 0:
+        numbers = lax.optimization_barrier(jnp.sum(numbers.reshape(-1, ROW), axis=0, dtype=numbers.dtype))
+    return jnp.sum(numbers, dtype=numbers.dtype)
 
 
 def settle(
