@@ -14,7 +14,7 @@ from gdjax.arena import aligned, aligned_empty
 
 adopt = getattr(jaxlib.xla_client, "batched_device_put", None)
 
-FILLED: dict[jax.Device, tuple[int, int, jax.Array] | None] = {}
+FILLED: dict[str, np.ndarray] = {}
 FILLED_BYTES = 64 << 20
 """Most bytes of an array of equal numbers that is kept."""
 
@@ -36,18 +36,19 @@ def give(tree: Any, home: jax.Device) -> Any:
 
 
 def filled(count: int, value: int, device: jax.Device) -> Any:
-    """`count` times the same int32, on the device: the array of the call before, where that was the same."""
-    last = FILLED.get(device)
-    if last is not None and last[:2] == (count, value) and not last[2].is_deleted():
-        return last[2]
-    if dev.is_host(device):
-        out = aligned_empty((count,), np.int32)
-        out.fill(value)
-        made = adopted(out, device)
-    else:
-        made = jax.numpy.full(count, value, np.int32, device=device)
-    FILLED[device] = (count, value, made) if made.nbytes <= FILLED_BYTES else None
-    return made
+    """`count` times the same int32, made where it will lie: on the host in the memory of the call before, where that
+    was the same. Nobody may write there."""
+    if not dev.is_host(device):
+        return jax.numpy.full(count, value, np.int32, device=device)
+    kept = FILLED.get("last")
+    if kept is not None and len(kept) == count > 0 and kept[0] == value:
+        return kept
+    out = aligned_empty((count,), np.int32)
+    out.fill(value)
+    out.flags.writeable = False
+    if out.nbytes <= FILLED_BYTES:
+        FILLED["last"] = out
+    return out
 
 
 def put(arrays: list[np.ndarray], home: jax.Device) -> list[jax.Array | np.ndarray]:

@@ -60,7 +60,7 @@ def test_every_candidate_gives_the_same_bits(kind):
 def test_default_plan_depends_on_the_batch_size_by_class_only():
     for kind in (SCALAR, VECTOR):
         found = {plans.default(kind, CPU, n) for n in range(1, 1 << 20, 997)}
-        assert len(found) <= 4
+        assert len(found) <= 5
 
 
 def test_measured_plan_is_remembered_and_used(cache):

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import threading
 
 import jax
 import numpy as np
@@ -94,13 +95,14 @@ def test_a_run_in_shards_goes_on_elsewhere():
 
 def test_every_device_gets_its_share(monkeypatch):
     """As many tiles on each device as on any other, and none idle while there is a problem for it."""
-    tiles = collections.Counter()
+    tiles, one_by_one = collections.Counter(), threading.Lock()
     compile_block = blocks.compile_block
 
     def counting(*arguments):
         def counted(executable, device):
             def run(inputs, start, steps, used, *others):
-                tiles[device] += int(used)
+                with one_by_one:
+                    tiles[device] += int(used)
                 return executable(inputs, start, steps, used, *others)
 
             return run

@@ -1,0 +1,136 @@
+"""Memory that calls work in is used again and again: no call may see what another has left in it."""
+
+import threading
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from problems import same_bits
+
+import gdjax
+from gdjax.engine import spares
+from gdjax.kernel import squared_loss
+from gdjax.placed import filled
+
+RNG = np.random.default_rng(5)
+RULES = [None, gdjax.stop.gradient_below(1e-3)]
+
+
+def batch(count, dtype=np.float32):
+    return [RNG.uniform(0.5, 1.5, count).astype(dtype) for _ in range(4)]
+
+
+def solve(w, x, t, r, rule=None, steps=30):
+    return gdjax.minimize(squared_loss, w, (x, t), learning_rate=r, steps=steps, stop=rule)
+
+
+def answers(solution):
+    return [np.asarray(leaf) for leaf in (solution.weights, solution.loss, solution.gradient_norm, solution.status)]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=["fixed", "stop"])
+@pytest.mark.parametrize("count", [1, 100, 300, 2048, 5000])
+def test_a_solution_stays_what_it_is_when_others_follow(count, rule):
+    given = batch(count)
+    first = solve(*given, rule)
+    noted = [leaf.copy() for leaf in answers(first)]
+    for other in (count, max(1, count // 2), count):
+        solve(*batch(other), rule)
+    assert same_bits(answers(first), noted)
+    assert same_bits(answers(solve(*given, rule)), noted)
+
+
+def test_what_is_left_of_a_larger_batch_is_not_seen():
+    broken = batch(200)
+    broken[0][:] = np.nan
+    small = batch(3)
+    alone = answers(solve(*small))
+    assert np.all(np.asarray(solve(*broken).status) == gdjax.Status.DIVERGED)
+    assert same_bits(answers(solve(*small)), alone)
+
+
+def test_memory_is_taken_again():
+    given = batch(100)
+    solve(*given)
+    before = spares.STAGES.bytes
+    made = []
+    original = spares.Stage.__init__
+
+    def counted(self, *arguments):
+        made.append(self)
+        original(self, *arguments)
+
+    spares.Stage.__init__ = counted
+    try:
+        for _ in range(3):
+            solve(*given)
+    finally:
+        spares.Stage.__init__ = original
+    assert not made
+    assert spares.STAGES.bytes == before
+
+
+def test_memory_that_jax_would_copy_is_not_used(monkeypatch):
+    given = batch(100)
+    wanted = answers(solve(*given))
+    monkeypatch.setattr(spares, "STAGES", spares.Kept())
+    monkeypatch.setattr(spares, "adopted", lambda array, device: jax.device_put(array.copy(), device, may_alias=False))
+    assert same_bits(answers(solve(*given)), wanted)
+    assert spares.STAGES.bytes == 0
+
+
+def test_no_more_is_kept_than_said(monkeypatch):
+    kept = spares.Kept()
+    monkeypatch.setattr(spares, "KEPT_BYTES", 100)
+    for number in range(3):
+        kept.give("a", number, 40)
+    assert kept.bytes == 80
+    assert {kept.take("a"), kept.take("a")} == {0, 1}
+    assert kept.take("a") is None
+    assert kept.bytes == 0
+
+
+def test_threads_do_not_share_memory():
+    given = [batch(150) for _ in range(4)]
+    wanted = [answers(solve(*one)) for one in given]
+    wrong = []
+
+    def often(one, right):
+        for _ in range(30):
+            if not same_bits(answers(solve(*one)), right):
+                wrong.append(one)
+
+    threads = [threading.Thread(target=often, args=pair) for pair in zip(given, wanted, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_steps_of_equal_runs_lie_in_memory_that_nobody_can_change():
+    given = batch(50)
+    first, second = solve(*given), solve(*given)
+    assert first.steps.unsafe_buffer_pointer() == second.steps.unsafe_buffer_pointer()
+    assert not np.asarray(first.steps).flags.writeable
+    doubled = jax.jit(lambda steps: 2 * steps, donate_argnums=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX says that this memory cannot be given away
+        doubled(first.steps)
+    assert np.array_equal(np.asarray(second.steps), np.full(50, 30))
+    assert np.array_equal(np.asarray(solve(*given).steps), np.full(50, 30))
+    assert np.array_equal(np.asarray(solve(*given, steps=7).steps), np.full(50, 7))
+
+
+def test_large_arrays_of_steps_are_not_kept(monkeypatch):
+    monkeypatch.setattr("gdjax.placed.FILLED_BYTES", 100)
+    device = jax.devices("cpu")[0]
+    assert filled(26, 3, device) is not filled(26, 3, device)
+    assert filled(25, 3, device) is filled(25, 3, device)
+
+
+def test_float64_answers_are_the_callers_to_write_to():
+    solution = solve(*batch(10, np.float64))
+    assert solution.weights.dtype == np.float64
+    solution.weights[:] = 0
