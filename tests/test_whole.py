@@ -1,5 +1,6 @@
 """On the CPU a tile is one function of machine code, and problems with a stop rule change places in it."""
 
+import collections
 import logging
 
 import jax
@@ -10,7 +11,9 @@ from problems import answers, pick, same_bits
 
 import gdjax
 from gdjax import Plan, kernel, stop
-from gdjax.engine import block
+from gdjax.engine import block, flow
+from gdjax.engine.tile import by_problem
+from gdjax.session import SESSIONS, TILES
 
 RNG = np.random.default_rng(17)
 N = 1003
@@ -80,8 +83,37 @@ def uneven(count=N):
     return np.ones(count, np.float32), (x, np.zeros(count, np.float32))
 
 
+@pytest.fixture
+def leaving(monkeypatch):
+    """However few problems a block has, it leaves those that run in the end when most of its lanes are idle."""
+    monkeypatch.setattr(flow, "ALONE", 0)
+    monkeypatch.setattr(SESSIONS, "kept", collections.OrderedDict())
+
+
 @pytest.mark.parametrize("plan", ["auto", Plan("lanes", 32, 4, 4), Plan("lanes", 32, 64, 1), Plan("lanes", 64, 1, 4)])
 def test_problems_that_change_places_keep_their_bits(plan):
+    changes_places(plan)
+
+
+def test_those_left_are_put_together(leaving, monkeypatch):
+    came = collections.Counter()
+    monkeypatch.setitem(TILES, "through", counted(TILES["through"], came))
+    changes_places(Plan("lanes", 32, 4, 4))
+    assert came["engine"] > 0
+
+
+def counted(engine, came):
+    """The same engine, which counts how often it is asked for."""
+
+    @by_problem
+    def asked(*arguments):
+        came["engine"] += 1
+        return engine(*arguments)
+
+    return asked
+
+
+def changes_places(plan):
     w, data = uneven()
     options = {"learning_rate": 0.5, "steps": 5000, "stop": stop.gradient_below(1e-4) | stop.loss_below(1e-9)}
     out = gdjax.minimize(kernel.squared_loss, w, data, plan=plan, **options)
@@ -96,6 +128,40 @@ def test_problems_that_change_places_keep_their_bits(plan):
     shuffled = gdjax.minimize(kernel.squared_loss, w[order], pick(data, order), plan=plan, **options)
     assert same_bits(answers(shuffled), pick(answers(out), order))
     assert out.state.steps.sum() == steps.sum()
+
+
+@pytest.mark.parametrize("count", [32, 64, 320, 333])
+def test_whole_tiles_of_neighbours_change_places(count):
+    """All begin with a gradient of 1, of which an update leaves 95%: all lanes wait at the same time."""
+    x, answer = RNG.uniform(0.5, 1, count), RNG.uniform(-0.5, 0.5, count)
+    w, t, rate, x = (a.astype(np.float32) for a in (answer + 1 / x**2, x * answer, 0.05 / x**2, x))
+    options = {"steps": 1000, "stop": stop.gradient_below(1e-3)}
+    together = gdjax.minimize(
+        kernel.squared_loss, w, (x, t), learning_rate=rate, plan=Plan("lanes", 32, 16, 4), **options
+    )
+    assert np.ptp(np.asarray(together.steps)) <= 2
+    for one in range(0, count, 7):
+        some = slice(one, one + 1)
+        alone = gdjax.minimize(kernel.squared_loss, w[some], (x[some], t[some]), learning_rate=rate[some], **options)
+        assert same_bits(answers(alone), pick(answers(together), [one]))
+
+
+def test_all_that_leave_at_once_need_not_be_neighbours():
+    """Every other lane is left early and taken by a problem that ends together with those that stayed."""
+    needed = np.array(2 * ([240, 100] * 16 + [100] * 16 + [240] * 80))  # one half for each of two workers
+    count = len(needed)
+    x, answer = RNG.uniform(0.5, 1, count), RNG.uniform(-0.5, 0.5, count)
+    rate = (1 - 1e-3 ** (1 / needed)) / x**2
+    w, t, rate, x = (a.astype(np.float32) for a in (answer + 1 / x**2, x * answer, rate, x))
+    options = {"steps": 1000, "stop": stop.gradient_below(1e-3)}
+    together = gdjax.minimize(
+        kernel.squared_loss, w, (x, t), learning_rate=rate, plan=Plan("lanes", 32, 16, 4), **options
+    )
+    assert np.abs(np.asarray(together.steps) - needed).max() <= 2
+    for one in range(0, count, 5):
+        some = slice(one, one + 1)
+        alone = gdjax.minimize(kernel.squared_loss, w[some], (x[some], t[some]), learning_rate=rate[some], **options)
+        assert same_bits(answers(alone), pick(answers(together), [one]))
 
 
 def test_vectors_and_their_optimizer_change_places(caplog):

@@ -113,7 +113,7 @@ def flow(
     def going(state: Any) -> Any:
         seats, names, taken, _ = state
         running = (seats.lane["status"] == RUNNING) & (names != NOBODY)
-        few = jnp.where(count <= ALONE, 0, size // 2)
+        few = jnp.where(count <= max(size, ALONE), 0, size // 2)
         return (taken < count) | (total(running.astype(jnp.int32)) > few)
 
     def once(state: Any) -> Any:

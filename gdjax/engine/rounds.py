@@ -93,8 +93,8 @@ def flowing(run: Run, name: str, inputs: Any, flags: Any, count: int, start: int
     its blocks leave goes through together, until nobody is left."""
     ended, spent = run(name, inputs, flags, count, start, steps)
     updates, left = int(spent.sum(dtype=np.int64)), np.flatnonzero(ended.lane["status"] == AWAY)
-    own = Running(jax.tree.map(lambda _: True, ended.lane), flags.data, flags.hyper)
     while len(left):
+        own = Running(jax.tree.map(lambda _: True, ended.lane), flags.data, flags.hyper)
         again = select(Running(ended.lane, inputs.data, inputs.hyper), own, left)
         some, spent = run("through", again, own, len(left), start, steps)
         ended = jax.tree.map(lambda whole, part, which=left: scatter(whole, part, which), ended, some)
