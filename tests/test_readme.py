@@ -56,7 +56,7 @@ def test_set_up_is_two_commands():
     install = [command for command, _ in commands() if "pip install" in command]
     assert len(install) == 2
     assert install[0].startswith('pip install ".[cli]" && gdjax solve ')
-    assert install[1] == 'pip install -e ".[cli,test]" && pytest'
+    assert install[1] == 'pip install -e ".[cli,test]" && pytest -n 2'
 
 
 def test_the_main_command_fits_142_countries_and_prints_what_is_shown(tmp_path):
