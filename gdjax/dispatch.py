@@ -48,6 +48,11 @@ class Choice:
         estimates: what was expected of each way to run the job; empty where nothing was weighed.
         job: the job that was weighed, or None.
         options: the ways to run it, with the calibrations they were judged by.
+
+    >>> import gdjax
+    >>> choice = gdjax.select_device("cpu")
+    >>> choice.platform, choice.reason
+    ('cpu', 'asked for')
     """
 
     devices: tuple[jax.Device, ...]

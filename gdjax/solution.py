@@ -80,6 +80,12 @@ class Solution:
         state: pass it back as `resume=` to go on from here.
         plan: the `Plan` that ran.
         device: the name of the device that ran it.
+
+    >>> import gdjax, numpy as np
+    >>> w, x, t = (np.array(values, np.float32) for values in ([1, 1], [2, 2], [4, 6]))
+    >>> solution = gdjax.minimize(gdjax.kernel.squared_loss, w, (x, t), learning_rate=0.25, steps=9)
+    >>> print(solution.weights, solution.steps, solution.plan.kernel)
+    [2. 3.] [9 9] lanes
     """
 
     weights: Any

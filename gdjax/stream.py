@@ -38,6 +38,13 @@ class StreamSolution:
         parts: in how many parts they were solved.
         counts: how many ended in each status, by its name.
         device: the name of the device that ran them.
+
+    >>> import gdjax, numpy as np, pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp()) / "answers"
+    >>> problems = {"x": np.full(3, 2.0), "t": np.array([4.0, 5.0, 6.0])}
+    >>> s = gdjax.solve_stream(problems, folder, gdjax.kernel.squared_loss, 1.0, ("x", "t"), learning_rate=0.1, steps=9)
+    >>> s.path == folder, s.parts, s.summary()
+    (True, 1, {'RAN_ALL_STEPS': 3, 'CONVERGED': 0, 'DIVERGED': 0})
     """
 
     path: Path

@@ -38,6 +38,12 @@ class SweepResult:
         chosen: for axes taken away by `best`, the labels chosen: arrays `[*axes]`.
         record_steps: updates taken at each row of the record, or None.
         device: the name of the device that ran it.
+
+    >>> import gdjax
+    >>> axes = {"learning_rate": [0.1, 0.2, 0.25], "t": [4.0, 8.0]}
+    >>> result = gdjax.sweep(gdjax.kernel.squared_loss, 1.0, (2.0,), over=axes, steps=3)
+    >>> list(result.axes), result.loss.shape, result["weights"].shape
+    (['learning_rate', 't'], (3, 2), (3, 2))
     """
 
     axes: dict[str, Axis]
