@@ -17,7 +17,7 @@ from gdjax import memory
 from gdjax.arena import LEAST, aligned_empty
 from gdjax.engine.block import Block
 from gdjax.engine.cuts import Cut, pieces, window
-from gdjax.engine.host import NEGATIVE_ZERO, on_host
+from gdjax.engine.host import on_host, scalars
 
 AHEAD = 2
 """Pieces in flight per worker: one runs while the next is placed. The inputs of more would pile up there."""
@@ -147,7 +147,6 @@ def on_accelerators(
     Returns the pieces for which there was no memory, where the caller is `patient`.
     """
     lanes = len(block.devices)
-    scalars = np.int32(start), np.int32(steps)
     cuts = pieces(block, left, lanes)
     outputs.expect(block, cuts)
     ahead: collections.deque[list[Any]] = collections.deque()
@@ -167,8 +166,8 @@ def on_accelerators(
                     jax.device_put(piece_of(leaf, first, last, block.size), block.devices[turn]) if flag else here
                     for leaf, flag, here in zip(leaves, own, shared[turn], strict=True)
                 ]
-                used = np.int32(-(-(last - first) // block.plan.tile))
-                results = block.executables[turn](jax.tree.unflatten(tree, cut), *scalars, used, NEGATIVE_ZERO, ())
+                told = scalars(start, steps, -(-(last - first) // block.plan.tile), block.devices[turn])
+                results = block.executables[turn](jax.tree.unflatten(tree, cut), *told, ())
                 ahead.append(jax.tree.leaves(results))
             while ahead:
                 outputs.put(*cuts[taken], ahead.popleft())

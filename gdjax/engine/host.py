@@ -20,8 +20,6 @@ from gdjax.engine.block import Block
 from gdjax.engine.cuts import Cut, pieces, unaligned, window
 from gdjax.engine.spares import Stage, room_back, room_for, stage_back, stage_for
 
-NEGATIVE_ZERO = np.float32(-0.0)
-
 
 @functools.lru_cache(4096)
 def number(value: int, device: jax.Device) -> jax.Array:
@@ -31,7 +29,12 @@ def number(value: int, device: jax.Device) -> jax.Array:
 
 @functools.cache
 def negative_zero(device: jax.Device) -> jax.Array:
-    return jax.device_put(NEGATIVE_ZERO, device)
+    return jax.device_put(np.float32(-0.0), device)
+
+
+def scalars(start: int, steps: int, used: int, device: jax.Device) -> tuple[jax.Array, ...]:
+    """What a compiled block is told beside its inputs."""
+    return number(start, device), number(steps, device), number(used, device), negative_zero(device)
 
 
 def on_host(
@@ -70,8 +73,8 @@ def on_host(
                 window(array, first, last, padded, block.size) if flag else array
                 for array, flag in zip(arrays, own, strict=True)
             ]
-        scalars = number(start, device), number(steps, device), number(used, device), negative_zero(device)
-        results = executable(jax.tree.unflatten(tree, inputs), *scalars, room_for(block, device))
+        told = scalars(start, steps, used, device)
+        results = executable(jax.tree.unflatten(tree, inputs), *told, room_for(block, device))
         return jax.tree.leaves(results), stage
 
     def ended(device: jax.Device, cut: Cut, results: list[Any], stage: Stage | None) -> None:
