@@ -35,9 +35,9 @@ FEW = 32
 SHORTEST, LONGEST = 4, 32
 """Strides in a sprint."""
 
-ALONE = 1 << 14
-"""Problems of a block that is gone through to the end, however few lanes still run: a batch of so few has no more than
-one such block for each worker, and to put together what they leave would take longer."""
+ALONE = 1 << 17
+"""Numbers in a block, those of all its problems together, that is gone through to the end however few lanes still run:
+to come again for what so small a block leaves would take longer."""
 
 NOBODY = -1
 
@@ -108,12 +108,14 @@ def flow(
     """The lanes of all problems of a block, in their places, where the first `count` wait or have been left `AWAY`; and
     for how many updates each had its lane."""
     size, stride = kernel.size, stride_of(chunk)
+    leaves = zip(jax.tree.leaves(inputs), jax.tree.leaves(flags), strict=True)
+    each = sum(leaf.size // len(leaf) for leaf, own in leaves if own)
     spending = flags._replace(lane={**flags.lane, "spent": True})
 
     def going(state: Any) -> Any:
         seats, names, taken, _ = state
         running = (seats.lane["status"] == RUNNING) & (names != NOBODY)
-        few = jnp.where(count <= max(size, ALONE), 0, size // 2)
+        few = jnp.where(count <= max(size, ALONE // each), 0, size // 2)
         return (taken < count) | (total(running.astype(jnp.int32)) > few)
 
     def once(state: Any) -> Any:
