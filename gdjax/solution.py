@@ -100,7 +100,7 @@ class Solution:
     device: str
 
     def to(self, kind: str) -> Solution:
-        """The same solution in another library's arrays, without a copy on the CPU.
+        """The same solution in another library's arrays, without a copy on the CPU (torch's step counts are one).
 
         Args:
             kind: `"numpy"`, `"torch"` or `"jax"`. NumPy arrays and torch tensors may share their memory with this
@@ -120,7 +120,10 @@ class Solution:
         >>> solution.to("numpy").weights
         array([4., 4., 4.], dtype=float32)
         """
-        return handed(self, kind)
+        given = handed(self, kind)
+        if kind == "torch":  # tensors can be written to, and this array may be that of other solutions too
+            given = dataclasses.replace(given, steps=given.steps.clone())
+        return given
 
     def summary(self) -> dict[str, int]:
         """How many problems ended in each status, by its name; over several processes, of those that this one holds.

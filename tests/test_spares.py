@@ -123,6 +123,15 @@ def test_steps_of_equal_runs_lie_in_memory_that_nobody_can_change():
     assert np.array_equal(np.asarray(solve(*given, steps=7).steps), np.full(50, 7))
 
 
+def test_steps_handed_to_torch_are_its_own():
+    pytest.importorskip("torch")
+    given = batch(50)
+    first = solve(*given)
+    first.to("torch").steps.add_(1)
+    for solution in (first, solve(*given)):
+        assert np.array_equal(np.asarray(solution.steps), np.full(50, 30))
+
+
 def test_large_arrays_of_steps_are_not_kept(monkeypatch):
     monkeypatch.setattr("gdjax.placed.FILLED_BYTES", 100)
     device = jax.devices("cpu")[0]
