@@ -9,6 +9,7 @@ import contextlib
 import math
 import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     raw = ARENA.take(math.prod(shape) * dtype.itemsize + ALIGNED)
     address = raw.__array_interface__["data"][0]  # at half the cost of `ctypes.data`
     return np.ndarray(shape, dtype, raw, -address % ALIGNED)
+
+
+def end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays of one dtype one behind the other, in memory that JAX can adopt: that of earlier results, if it fits."""
+    first = arrays[0]
+    out = aligned_empty((sum(len(array) for array in arrays), *first.shape[1:]), first.dtype)
+    return np.concatenate(arrays, out=out)
 
 
 def host_room() -> int | None:

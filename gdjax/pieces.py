@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from gdjax import device as dev
-from gdjax.arena import aligned_empty
+from gdjax.arena import aligned_empty, end_to_end
 from gdjax.batch import Batch
 from gdjax.placed import within_reach
 
@@ -71,11 +71,7 @@ def join(parts: list[Any]) -> Any:
     if len(parts) == 1:
         return jax.tree.map(np.asarray, parts[0])
 
-    def whole(*leaves: Any) -> np.ndarray:
-        out = aligned_empty((sum(len(leaf) for leaf in leaves), *leaves[0].shape[1:]), leaves[0].dtype)
-        return np.concatenate(leaves, out=out)
-
-    return jax.tree.map(whole, *parts)
+    return jax.tree.map(lambda *leaves: end_to_end(leaves), *parts)
 
 
 def joined(whole: Any, part: Any, first: int, count: int) -> Any:

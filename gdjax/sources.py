@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from gdjax.arena import aligned_empty
+from gdjax.arena import end_to_end
 from gdjax.files import replacing
 from gdjax.formats import TableError, check_columns
 from gdjax.sink import told
@@ -158,8 +158,7 @@ def column_array(column: pa.ChunkedArray, name: str, first: int = 0) -> Any:
         raise TableError(f"column '{name}', row {row:,}: the value is missing; fill it in or drop the row")
     if column.num_chunks > 1 and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         # Into memory that earlier parts have given back: what pyarrow would take is fresh, and is cleared first.
-        pieces = [chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks]
-        return np.concatenate(pieces, out=aligned_empty((len(column),), pieces[0].dtype))
+        return end_to_end([chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks])
     whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(whole, pa.ChunkedArray):
         whole = whole.chunk(0) if whole.num_chunks else pa.array([], column.type)

@@ -19,7 +19,7 @@ import numpy as np
 from gdjax.arena import aligned_empty
 from gdjax.engine.program import AWAY, RAN_ALL_STEPS, RUNNING
 from gdjax.engine.refill import Ended, Running
-from gdjax.pieces import scatter
+from gdjax.pieces import own, scatter
 from gdjax.progress import Watch
 
 log = logging.getLogger("gdjax")
@@ -94,9 +94,9 @@ def flowing(run: Run, name: str, inputs: Any, flags: Any, count: int, start: int
     ended, spent = run(name, inputs, flags, count, start, steps)
     updates, left = int(spent.sum(dtype=np.int64)), np.flatnonzero(ended.lane["status"] == AWAY)
     while len(left):
-        own = Running(jax.tree.map(lambda _: True, ended.lane), flags.data, flags.hyper)
-        again = select(Running(ended.lane, inputs.data, inputs.hyper), own, left)
-        some, spent = run("through", again, own, len(left), start, steps)
+        seat_flags = Running(own(ended.lane), flags.data, flags.hyper)
+        again = select(Running(ended.lane, inputs.data, inputs.hyper), seat_flags, left)
+        some, spent = run("through", again, seat_flags, len(left), start, steps)
         ended = jax.tree.map(lambda whole, part, which=left: scatter(whole, part, which), ended, some)
         updates, left = updates + int(spent.sum(dtype=np.int64)), left[some.lane["status"] == AWAY]
     if log.isEnabledFor(logging.INFO):
