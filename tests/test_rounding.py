@@ -75,7 +75,7 @@ def test_fma_is_the_nearest_number(case):
     truth = Fraction(a) * Fraction(b) + Fraction(c)
     limit = Fraction(2) ** (fmt.emax + 1) - Fraction(2) ** (fmt.emax - fmt.precision)
     if abs(truth) >= limit:  # IEEE 754 section 4.3.1
-        assert got == math.copysign(math.inf, truth)
+        assert got == (math.inf if truth > 0 else -math.inf)  # the exact value may be too large for a float
         return
     spacing = Fraction(2) ** max(math.frexp(got)[1] - fmt.precision, fmt.emin - fmt.precision + 1)
     assert (Fraction(got) / spacing).denominator == 1
