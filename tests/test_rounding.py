@@ -64,6 +64,7 @@ def same_bits(a, b):
 @settings(max_examples=500)
 @example((FORMATS["float32"], [1.0, 1.0, 2.0**-24]))  # a tie, to even
 @example((FORMATS["float64"], [1.0 + 2.0**-52, 1.0 - 2.0**-53, -1.0]))
+@example((FORMATS["float64"], [1.3407807830046643e154, 1.340780802983855e154, 0.0]))  # beyond the largest number
 def test_fma_is_the_nearest_number(case):
     """The definition itself: no number of the format lies nearer, and a tie goes to the even one."""
     fmt, (a, b, c) = case
