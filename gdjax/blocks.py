@@ -75,8 +75,9 @@ class Blocks:
         start: int,
         steps: int,
         updates: int | None = None,
+        wanted: Any = None,
     ) -> tuple[Block, Any]:
-        """The block that ran last and the outputs; `updates` as for `run_block`.
+        """The block that ran last and the outputs; `updates` and `wanted` as for `run_block`.
 
         A device that is full gets fewer problems at a time; a kernel in registers that fails is given up for the next
         best form.
@@ -88,7 +89,7 @@ class Blocks:
             return used[-1]
 
         try:
-            out = run_block(used[0], inputs, flags, count, start, steps, smaller, updates)
+            out = run_block(used[0], inputs, flags, count, start, steps, smaller, updates, wanted)
             if used[0].plan.kernel == "registers":
                 jax.block_until_ready(out)
             return used[-1], out
@@ -96,7 +97,7 @@ class Blocks:
             if used[0].plan.kernel != "registers":
                 raise
             self.registers.refuse(f"it failed: {trust.first_line(error)}")
-            return self.execute(tile, inputs, flags, count, plan, start, steps, updates)
+            return self.execute(tile, inputs, flags, count, plan, start, steps, updates, wanted)
 
     def smaller(self, block: Block, tile: Any, inputs: Any, flags: Any, count: int) -> Block:
         """The block to go on with, of the same kernel, where a device was out of memory."""

@@ -19,9 +19,10 @@ from gdjax.batch import Batch, prepare, problem_shapes
 from gdjax.dryrun import check_program
 from gdjax.engine.program import Program
 from gdjax.jobs import Answer
-from gdjax.minimize import check_steps, checked_loss, choose_rule, measured, minimize
+from gdjax.minimize import check_steps, checked_loss, choose_rule, descend, measured
 from gdjax.plan import Plan
-from gdjax.solution import Solution
+from gdjax.session import Job, Outcome
+from gdjax.solution import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,12 +100,23 @@ class Mapped:
     def solve(self, number: int, loaded: tuple[Mapping[str, Any], dict[str, Any]]) -> Answer:
         """The results of one part."""
         columns, about = loaded
-        weights, data, options = self.arguments(columns)
-        solution = minimize(self.loss, weights, data, **options)
-        counts = {name: count for name, count in solution.summary().items() if count}
-        return self.table(solution, columns), {**about, "status": counts}
+        program, batch = self.problems(*self.arguments(columns))
+        plan = self.options.get("plan", "auto")
+        everything = not {*self.results} <= {"weights", "steps", "status"}
+        chosen, steps = plan if isinstance(plan, Plan) else None, check_steps(self.options["steps"])
+        job = Job(steps, chosen, measured(plan), everything=everything)
+        out, _ = descend(program, batch, job, self.options["device"])
+        counts = {name: count for name, count in counted(np.asarray(out.status)).items() if count}
+        return self.table(out, columns), {**about, "status": counts}
 
-    def table(self, solution: Solution, columns: Mapping[str, Any]) -> pa.Table:
+    def problems(self, weights: Any, data: Any, options: Mapping[str, Any]) -> tuple[Program, Batch]:
+        """The program, and the batch of these arguments of `minimize`."""
+        rule, hyper = choose_rule(options.get("learning_rate"), options.get("optimizer"), options.get("hyperparams"))
+        stop = options.get("stop")
+        program = Program(checked_loss(self.loss), rule, None if stop is None else stops.as_rule(stop))
+        return program, prepare(weights, data, options["in_axes"], hyper, options.get("dtype"))
+
+    def table(self, solution: Outcome, columns: Mapping[str, Any]) -> pa.Table:
         import pyarrow as pa
 
         kept = {name: columns[name] for name in self.keep}
@@ -123,10 +135,7 @@ class Mapped:
     def described(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """What the manifest says of the program and its options; checks them on one problem."""
         weights, data, options = self.arguments(sample)
-        rule, hyper = choose_rule(options.get("learning_rate"), options.get("optimizer"), options.get("hyperparams"))
-        batch = prepare(weights, data, options["in_axes"], hyper, options.get("dtype"))
-        stop = options.get("stop")
-        program = Program(checked_loss(self.loss), rule, None if stop is None else stops.as_rule(stop))
+        program, batch = self.problems(weights, data, options)
         plan = options.get("plan", "auto")
         measured(plan)  # is it one?
         names = {*self.keep} & {n for n, _ in weight_columns(self.weights)} | {*self.keep} & {*RESULTS}
@@ -138,7 +147,7 @@ class Mapped:
         rate = options.get("learning_rate")
         shared = [leaf for leaf in jax.tree.leaves((self.weights, self.data)) if not isinstance(leaf, str)]
         own = self.named()
-        shared += [value for name, value in sorted(hyper.items()) if name not in own]
+        shared += [value for name, value in sorted(batch.hyper.items()) if name not in own]
         columns = {name: describe(array) for name, array in sample.items()}
         return versions(options["device"][0]) | {
             "program": digest,

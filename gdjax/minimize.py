@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ import numpy as np
 from gdjax import device as dev
 from gdjax import stop as stops
 from gdjax import traced
-from gdjax.batch import check_rate, is_traced, prepare
+from gdjax.batch import Batch, check_rate, is_traced, prepare
 from gdjax.dispatch import choose
 from gdjax.engine.program import Program
 from gdjax.friends import Frame, FramedProjection, framed, split, whole
@@ -22,7 +23,7 @@ from gdjax.placed import give
 from gdjax.plan import Plan
 from gdjax.progress import Watch
 from gdjax.rules import Descent, FreeRule, Projected, Rule, Transformation, is_pair
-from gdjax.session import SESSIONS, Job
+from gdjax.session import SESSIONS, Job, Outcome
 from gdjax.sharding import Sharded, layout_of
 from gdjax.solution import Solution, State
 
@@ -113,21 +114,35 @@ def minimize(
         check_resume(resume, program, batch.count)
         chosen = plan if isinstance(plan, Plan) else None
         return whole(traced.solve(program, batch, count, every, chosen, resume), frame)
-    layout = layout_of(batch, device)
-    x64 = batch.x64 or jax.config.jax_enable_x64  # type: ignore[attr-defined]
-    with traced.apart(), dev.without_mesh(), jax.enable_x64(x64):
-        check_resume(resume, program, batch.count)
-        devices = layout.devices if layout else choose(device, program, batch, count, resume).devices
-        session = SESSIONS.get(program, batch, devices)
-        with watching(layout.held if layout else batch.count, callback, progress) as watch:
-            job = Job(count, plan if isinstance(plan, Plan) else None, measure, every, watch)
-            out = (Sharded(session, layout) if layout else session).run(batch, job, resume)
+    job = Job(count, plan if isinstance(plan, Plan) else None, measure, every)
+    out, devices = descend(program, batch, job, device, resume, callback, progress)
     rows = np.arange(count // every + 1, dtype=np.int64) * every if every else None
     if rows is not None and resume is not None:
         rows = rows + resume.total
     names = ("weights", "loss", "gradient_norm", "steps", "status", "record")
     given = give({name: getattr(out, name) for name in names}, devices[0])
     return whole(Solution(**given, record_steps=rows, state=out.state, plan=out.plan, device=dev.label(devices)), frame)
+
+
+def descend(
+    program: Program,
+    batch: Batch,
+    job: Job,
+    device: Any,
+    resume: State | None = None,
+    callback: Any = None,
+    progress: Any = False,
+) -> tuple[Outcome, tuple[jax.Device, ...]]:
+    """What comes of a batch, run where it lies in shards or on the devices chosen for it; and these devices."""
+    layout = layout_of(batch, device)
+    x64 = batch.x64 or jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    with traced.apart(), dev.without_mesh(), jax.enable_x64(x64):
+        check_resume(resume, program, batch.count)
+        devices = layout.devices if layout else choose(device, program, batch, job.steps, resume).devices
+        session = SESSIONS.get(program, batch, devices)
+        with watching(layout.held if layout else batch.count, callback, progress) as watch:
+            watched = job if watch is None else dataclasses.replace(job, watch=watch)
+            return (Sharded(session, layout) if layout else session).run(batch, watched, resume), devices
 
 
 def projected(rule: FreeRule, project: Any, frame: Frame | None) -> Rule:

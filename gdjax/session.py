@@ -44,6 +44,9 @@ TILES = {
 }
 """What batches with a stop rule or a record are run through."""
 
+BARE = fixed.Outputs(weights=True, state=False, loss=False, gradient_norm=False, status=True)
+"""What is wanted of a block where not everything is."""
+
 SAMPLE, SAMPLE_STEPS = 1 << 19, 24
 """Problems and steps on which plans are measured."""
 
@@ -67,6 +70,7 @@ class Job:
     """What is wanted of a batch: at most so many `steps`, a row of record `every` so many of them (0: none).
 
     `plan` None: as remembered, or a sound default; `measure`: measured first. `watch` is told how far the batch is.
+    Without `everything`, only weights and how they ended are sure to come back.
     """
 
     steps: int
@@ -74,6 +78,7 @@ class Job:
     measure: bool = False
     every: int = 0
     watch: Watch | None = None
+    everything: bool = True
 
 
 class Session(Blocks):
@@ -134,14 +139,16 @@ class Session(Blocks):
         broken = status == RUNNING
         if again:
             broken |= np.asarray(state.status) == DIVERGED  # type: ignore[union-attr]
-        return self.replay(batch, Job(steps, every=job.every), state, result, np.flatnonzero(broken))
+        again_job = Job(steps, every=job.every, everything=job.everything)
+        return self.replay(batch, again_job, state, result, np.flatnonzero(broken))
 
     def descend(
         self, inputs: fixed.Inputs, flags: fixed.Inputs, count: int, plan: Plan | None, start: int, job: Job
     ) -> tuple[fixed.Outputs, Any, Plan, int, Any]:
         """`(outputs, flags of their state, plan, steps, record)`; a problem that broke on the way says RUNNING."""
         if not job.every:
-            block, out = self.execute(fixed.tile, inputs, flags, count, plan, start, job.steps, job.steps)
+            wanted = None if job.everything else BARE
+            block, out = self.execute(fixed.tile, inputs, flags, count, plan, start, job.steps, job.steps, wanted)
             return out, jax.tree.unflatten(block.out_tree, block.out_own).state, block.plan, job.steps, None
 
         def run(inputs: Any, flags: Any, first: int, ahead: int) -> Any:
@@ -204,8 +211,8 @@ class Session(Blocks):
         return dataclasses.replace(
             result,
             weights=jax.tree.map(put, result.weights, again.weights),
-            loss=put(result.loss, again.loss),
-            gradient_norm=put(result.gradient_norm, again.gradient_norm),
+            loss=put(result.loss, again.loss) if job.everything else None,
+            gradient_norm=put(result.gradient_norm, again.gradient_norm) if job.everything else None,
             steps=taken,
             status=status,
             state=dataclasses.replace(result.state, status=status, steps=taken),

@@ -138,9 +138,13 @@ class Solution:
         {'RAN_ALL_STEPS': 3, 'CONVERGED': 0, 'DIVERGED': 0}
         """
         check_concrete(self.status)
-        ended = dev.here(self.status)
-        if ended.size and ended.min() == ended.max():  # as in most batches: two looks instead of one for each status
-            counts = {status: ended.size * int(ended.flat[0] == status) for status in Status}
-        else:
-            counts = {status: int(np.count_nonzero(ended == np.int8(status))) for status in Status}
-        return {status.name: count for status, count in counts.items() if count or status != Status.STOPPED}
+        return counted(dev.here(self.status))
+
+
+def counted(ended: np.ndarray) -> dict[str, int]:
+    """How many problems ended in each status, by its name."""
+    if ended.size and ended.min() == ended.max():  # as in most batches: two looks instead of one for each status
+        counts = {status: ended.size * int(ended.flat[0] == status) for status in Status}
+    else:
+        counts = {status: int(np.count_nonzero(ended == np.int8(status))) for status in Status}
+    return {status.name: count for status, count in counts.items() if count or status != Status.STOPPED}

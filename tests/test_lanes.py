@@ -8,6 +8,7 @@ from problems import CASES, Case, same_bits, softmax_batch, softmax_regression
 
 import gdjax
 from gdjax import Plan, kernel, stop
+from gdjax.engine.kernels import KERNELS
 
 LANES, VMAP = Plan(kernel="lanes", tile=32, tiles=1, chunk=1), Plan(kernel="vmap", tile=32, tiles=1, chunk=1)
 
@@ -63,6 +64,20 @@ def test_the_derivative_of_half_a_square_is_not_doubled_on_the_way():
     w = np.array([1, -1], np.float32) * np.float32(3e38)
     out = gdjax.minimize(lambda w: 0.5 * jnp.square(w), w, learning_rate=0.5, steps=1, plan=LANES)
     assert same_bits(out.weights, w / 2)
+
+
+def test_what_a_product_of_one_term_is_made_of_is_not_rounded_twice():
+    """`x·w` with one term is a product like any other: rounding what goes into it costs an operation at every step."""
+    lanes, numbers = KERNELS["lanes"](32), np.ones((4, 32), np.float32)
+
+    def step(w, x, t, r, zero):
+        lanes.zero = zero
+        descend = lambda w, x, t, r: w - r * jax.grad(gdjax.kernel.squared_loss)(w, x, t)  # noqa: E731
+        return lanes.call(descend, (w, x, t, r), (True,) * 4)[0]
+
+    text = jax.jit(step).lower(*numbers, np.float32(-0.0)).compile().as_text()
+    assert text.count(" subtract(") == 2
+    assert " add(" not in text
 
 
 # --- the order of sums -----------------------------------------------------------------------------------------------

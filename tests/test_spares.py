@@ -1,5 +1,6 @@
 """Memory that calls work in is used again and again: no call may see what another has left in it."""
 
+import collections
 import threading
 import warnings
 
@@ -9,7 +10,9 @@ import pytest
 from problems import same_bits
 
 import gdjax
-from gdjax.engine import spares
+from gdjax.arena import aligned_empty
+from gdjax.engine import host, spares
+from gdjax.engine.block import Pace
 from gdjax.kernel import squared_loss
 from gdjax.placed import filled
 
@@ -39,6 +42,46 @@ def test_a_solution_stays_what_it_is_when_others_follow(count, rule):
         solve(*batch(other), rule)
     assert same_bits(answers(first), noted)
     assert same_bits(answers(solve(*given, rule)), noted)
+
+
+def test_arrays_are_read_where_they_lie(monkeypatch):
+    """Most of a batch of several blocks, whatever multiples of 64 bytes its arrays begin behind."""
+    size, plan = 1 << 18, gdjax.Plan("lanes", 2048, 16)
+    places = [16, 48, 16]
+    w, x, t = (aligned_empty((size + 16,), np.float32)[place // 4 : place // 4 + size] for place in places)
+    w[:], x[:], t[:] = batch(size)[:3]
+    expected = answers(gdjax.minimize(squared_loss, w.copy(), (x.copy(), t.copy()), learning_rate=0.1, steps=5))
+    read = collections.Counter()
+    original = host.window
+
+    def counted(array, *place):
+        given = original(array, *place)
+        which = next(n for n, leaf in enumerate((w, x, t)) if leaf is array)
+        read[which] += given.nbytes * np.shares_memory(given, array)
+        return given
+
+    monkeypatch.setattr(host, "window", counted)
+    got = gdjax.minimize(squared_loss, w, (x, t), learning_rate=0.1, steps=5, plan=plan)
+    assert same_bits(answers(got), expected)
+    assert all(read[n] > 0.7 * w.nbytes for n in (0, 2))
+    assert read[1] == 0
+
+
+def test_one_slow_call_does_not_decide_how_many_workers_share_a_job():
+    """The first call of a program is slow; so is one that is held up."""
+    pace, updates = Pace(), 1000
+    assert pace.crew(updates, 2) == 2
+    pace.note(3e-3, updates, 2)
+    assert pace.crew(updates, 2) == 1
+    pace.note(2e-3, updates, 1)
+    taken = []
+    for _ in range(200):
+        taken.append(pace.crew(updates, 2))
+        pace.note(2e-3 if taken[-1] == 1 else 1e-3, updates, taken[-1])
+    assert taken[0] == 1
+    assert taken[40:].count(2) > 140
+    pace.note(1.0, updates, 2)
+    assert pace.crew(updates, 2) == 2
 
 
 def test_what_is_left_of_a_larger_batch_is_not_seen():

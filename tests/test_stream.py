@@ -124,6 +124,19 @@ def loss(w, x, t, scale):
     return jnp.mean((w["a"] @ x + w["b"] - t) ** 2) * scale
 
 
+def test_results_that_nobody_asked_for_are_left_out(tmp_path, problems):
+    """Also where a problem diverges, which is run again, and for whoever stops by a rule."""
+    for number, rule in enumerate([None, gdjax.stop.gradient_below(1e-3)]):
+        expected = alone(arrays(), stop=rule)
+        told = solve(problems, tmp_path / f"out-{number}", results=["weights", "status"], stop=rule)
+        table = parquet.read_table(tmp_path / f"out-{number}")
+        assert table.column_names == ["weights", "status"]
+        for name in table.column_names:
+            np.testing.assert_array_equal(table[name].to_numpy(), np.asarray(getattr(expected, name)))
+        assert told.summary() == expected.summary()
+        assert told.counts["DIVERGED"] == 1
+
+
 def test_vectors_pytrees_rates_and_columns_that_are_handed_on(tmp_path):
     rng = np.random.default_rng(0)
     held = {"x": rng.normal(size=(50, 3, 5)), "t": rng.normal(size=(50, 5)), "rate": rng.uniform(0.01, 0.1, 50)}

@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,19 @@ def test_whatever_a_loss_makes_of_its_arguments(loss, rule, compiled):
         for _ in range(40):
             expected = expected - 0.1 * np.asarray(gradient(expected.astype(np.float32), *data), np.float64)
         np.testing.assert_allclose(together.weights, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_loop_over_tiles_is_a_few_operations(compiled):
+    """XLA's CPU runtime takes up to eight in their order; more of them it hands out to its threads, at every tile."""
+    x, t, w = (np.ones(1000, np.float32) for _ in range(3))
+    gdjax.minimize(kernel.squared_loss, w, (x, t), learning_rate=0.1, steps=3, plan=Plan("lanes", 32, 40))
+    text = compiled[-1].executables[0].as_text()
+    body = re.search(r"ENTRY.* while\(.*?body=(%[\w.]+)", text, re.DOTALL).group(1)
+    lines = re.search(rf"^{re.escape(body)} .*?\n(.*?)^}}", text, re.DOTALL | re.MULTILINE).group(1).splitlines()
+    kinds = [re.search(r" ([\w-]+)\(", line.split(" = ")[1]).group(1) for line in lines]
+    assert "call" in kinds
+    free = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast")
+    assert sum(kind not in free for kind in kinds) <= 8
 
 
 def uneven(count=N):

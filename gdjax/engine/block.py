@@ -16,7 +16,7 @@ from jax.extend import core
 from gdjax import device as dev
 from gdjax.engine.copies import on_each
 from gdjax.engine.kernels import KERNELS
-from gdjax.engine.tile import over_tiles
+from gdjax.engine.tile import each_tile, following
 from gdjax.engine.whole import can_be_whole, whole
 from gdjax.plan import Plan
 
@@ -35,6 +35,9 @@ STAGE_BYTES = 1 << 18
 
 AGAIN = 32
 """One in so many short jobs is run the way that was slower, which may have changed."""
+
+FADING = 1.05
+"""The best time of a size counts, this much longer after every call: one that was slow may have been held up."""
 
 
 class Pace:
@@ -60,7 +63,7 @@ class Pace:
     def note(self, seconds: float, updates: int, workers: int) -> None:
         """So many updates took so many workers so long."""
         key = updates.bit_length(), workers
-        self.seconds[key] = (3 * self.seconds.get(key, seconds) + seconds) / 4
+        self.seconds[key] = min(seconds, FADING * self.seconds.get(key, seconds))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +137,19 @@ def compile_block(
     as_one = on_host and plan.kernel == "lanes" and can_be_whole(traced.jaxpr)
     apart: list[jax.Device] = []
 
+    def at_tile(inputs: Any, start: Any, steps: Any, zero: Any, first: Any) -> Any:
+        return traced(following(inputs, flags, plan.tile, first), start, steps, zero)
+
+    several = plan.tiles > 1 and not by_problem
+    tile_of = at_tile if several else traced
+
     def block(one: Callable[..., Any], inputs: Any, start: Any, steps: Any, used: Any, zero: Any, room: Any) -> Any:
         if by_problem:
             return one(inputs, start, steps, zero, used)
-        buffers = None if room == () else room
-        run = lambda piece: (one(piece, start, steps, zero), own[0])  # noqa: E731
-        return over_tiles(run, plan.tile, plan.tiles, inputs, flags, used, buffers)
+        if plan.tiles == 1:
+            return one(inputs, start, steps, zero)
+        at = lambda first: (one(inputs, start, steps, zero, first), own[0])  # noqa: E731
+        return each_tile(at, plan.tile, used, room)
 
     def compiled(device: jax.Device, one: Callable[..., Any]) -> Any:
         here = jax.sharding.SingleDeviceSharding(device)
@@ -151,13 +161,13 @@ def compile_block(
     def best(device: jax.Device) -> Any:
         if as_one:
             try:
-                return compiled(device, whole(traced))
+                return compiled(device, whole(tile_of))
             except jax.errors.JaxRuntimeError as error:
                 if dev.out_of_memory(error):
                     raise
                 log.info("a tile is not compiled whole: %s", error)
                 apart.append(device)
-        return compiled(device, traced)
+        return compiled(device, tile_of)
 
     executables = on_each(best, devices)
     leaves, tree = jax.tree.flatten(executables[0].out_info)

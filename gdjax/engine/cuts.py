@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Sequence
 
@@ -39,15 +40,16 @@ def spread(block: Block, begin: int, end: int, lanes: int, shift: int) -> list[C
 
 
 def unaligned(arrays: Sequence[np.ndarray]) -> int:
-    """How many problems come before the first from which on XLA reads all arrays without a copy; 0: none does.
+    """How many problems come before the first from which on XLA reads most without a copy.
 
     NumPy's own large arrays begin 16 bytes behind a page.
     """
-    fits = set(range(ALIGNED))
+    read: collections.Counter[int] = collections.Counter({0: 0})
     for array in arrays:
         address, row = array.__array_interface__["data"][0], array.strides[0]
-        fits = {shift for shift in fits if array.flags.c_contiguous and (address + shift * row) % ALIGNED == 0}
-    return min(fits, default=0)
+        if array.flags.c_contiguous:
+            read.update({shift: row for shift in range(ALIGNED) if (address + shift * row) % ALIGNED == 0})
+    return max(read, key=lambda shift: (read[shift], -shift))
 
 
 def window(array: np.ndarray, first: int, last: int, used: int, size: int) -> np.ndarray:

@@ -104,7 +104,7 @@ class Evaluator:
         self.count(1)
         if name in SUMS and all(v.product for v in operands):
             operands = [operands[0], self.rounded(operands[1])]
-        elif name not in SUMS and name not in PASSED_ON and name != "mul":
+        elif name not in SUMS and name not in PASSED_ON and name != "mul" and not one_term(eqn):
             operands = [self.rounded(v) for v in operands]
         if name in INLINED:
             return self.run(*inner(eqn), operands, alone)

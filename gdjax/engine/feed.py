@@ -32,17 +32,19 @@ def run_block(
     steps: int,
     smaller: Callable[[Block], Block] | None = None,
     updates: int | None = None,
+    wanted: Any = None,
 ) -> Any:
     """The outputs for all `count` problems, leaves `[count, ...]` (or without the axis where no problem owns them).
 
-    `updates` is how many each takes, where that is known: few of them are not spread over many workers.
+    `updates` is how many each takes, where that is known: few of them are not spread over many workers. `wanted`, a
+    prefix of the outputs, says which of them are: the others are None.
     Where the device runs out of memory, what is left of the batch goes through the block that `smaller` gives.
     """
     leaves, tree = jax.tree.flatten(inputs)
     own = jax.tree.leaves(flags)
     on_device = not dev.is_host(block.devices[0])
     drive = on_accelerators if on_device else functools.partial(on_host, updates=updates)
-    outputs = Outputs(block, count, on_device and stays(block, count))
+    outputs = Outputs(block, count, on_device and stays(block, count), chosen(block, wanted))
     left = [(0, count)]
     while left:
         left = drive(block, leaves, own, tree, left, start, steps, outputs, smaller is not None)
@@ -52,10 +54,19 @@ def run_block(
     return jax.tree.unflatten(block.out_tree, outputs.whole())
 
 
+def chosen(block: Block, wanted: Any) -> list[bool]:
+    """Which of a block's outputs are wanted, of what a prefix of them says; None: all are."""
+    if wanted is None:
+        return [True] * len(block.out_own)
+    outputs = jax.tree.unflatten(block.out_tree, block.out_own)
+    return jax.tree.leaves(jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), wanted, outputs))
+
+
 class Outputs:
     """The results of a batch as they come in: written into their place in host memory, or left on the device."""
 
-    def __init__(self, block: Block, count: int, stay: bool):
+    def __init__(self, block: Block, count: int, stay: bool, wanted: list[bool]):
+        self.wanted = wanted
         self.own = block.out_own
         self.shapes = [(count, *s.shape[1:]) for s in block.out_shapes]
         self.dtypes = [s.dtype for s in block.out_shapes]
@@ -78,7 +89,7 @@ class Outputs:
     def make_room(self) -> None:
         self.roomy = True
         for index, flag in enumerate(self.own):
-            if flag:
+            if flag and self.wanted[index]:
                 self.arrays[index] = aligned_empty(self.shapes[index], self.dtypes[index])
 
     def put(self, first: int, last: int, results: list[Any]) -> None:
@@ -92,6 +103,8 @@ class Outputs:
             self.arrays = [array[:last] if flag else array for array, flag in zip(held, self.own, strict=True)]
             return
         for index, (result, flag) in enumerate(zip(results, self.own, strict=True)):
+            if not self.wanted[index]:
+                continue
             if flag:
                 self.arrays[index][first:last] = np.asarray(result)[: last - first]
             else:

@@ -48,28 +48,43 @@ def over_tiles(
     """
     if count == 1:
         return tile(args)[0]
+    at = lambda first: tile(following(args, flags, size, first))  # noqa: E731
     if buffers is None:
-        shapes = buffers_for(tile, size, count, args, flags)
+        shapes = buffers_for(at, size, count)
         buffers = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return each_tile(at, size, used, buffers)
 
-    def body(index: Any, buffers: Any) -> Any:
-        out, own = tile(piece(args, flags, size, index))
-        return jax.tree.map(
-            lambda buffer, leaf, flag: lax.dynamic_update_slice_in_dim(buffer, leaf, index * size, 0) if flag else leaf,
+
+def each_tile(tile: Callable[[Any], tuple[Any, Any]], size: int, used: Any, buffers: Any) -> Any:
+    """What `tile(first)` gives for each tile, whose problems begin at `first`, written over `buffers`.
+
+    """
+
+    def body(state: Any) -> Any:
+        first, buffers = state
+        out, own = tile(first)
+        written = jax.tree.map(
+            lambda buffer, leaf, flag: put(buffer, leaf, first) if flag else leaf,
             buffers,
             out,
             own,
         )
+        return first + size, written
 
-    return lax.fori_loop(0, used, body, buffers)
+    end = used * size
+    return lax.while_loop(lambda state: state[0] < end, body, (jnp.int32(0), buffers))[1]
 
 
-def buffers_for(tile: Callable[[Any], tuple[Any, Any]], size: int, count: int, args: Any, flags: Any) -> Any:
+def put(buffer: Any, leaf: Any, first: Any) -> Any:
+    return lax.dynamic_update_slice_in_dim(buffer, leaf, first, 0, allow_negative_indices=False)
+
+
+def buffers_for(tile: Callable[[Any], tuple[Any, Any]], size: int, count: int) -> Any:
     """The shapes of the outputs of `count` tiles."""
     out_flags: list[Any] = []
 
     def first() -> Any:
-        out, own = tile(piece(args, flags, size, 0))
+        out, own = tile(0)
         out_flags.append(own)
         return out
 
@@ -80,14 +95,10 @@ def buffers_for(tile: Callable[[Any], tuple[Any, Any]], size: int, count: int, a
     )
 
 
-def piece(args: Any, flags: Any, size: int, index: Any) -> Any:
-    """One tile of the arguments."""
-    return following(args, flags, size, index * size)
-
-
 def following(args: Any, flags: Any, size: int, first: Any) -> Any:
     """The arguments of `size` problems from `first` on."""
-    return jax.tree.map(lambda leaf, flag: lax.dynamic_slice_in_dim(leaf, first, size) if flag else leaf, args, flags)
+    cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, first, size, allow_negative_indices=False)  # noqa: E731
+    return jax.tree.map(lambda leaf, flag: cut(leaf) if flag else leaf, args, flags)
 
 
 def total(numbers: Any) -> Any:
