@@ -16,7 +16,7 @@ from jax.extend import core
 from gdjax import device as dev
 from gdjax.engine.copies import on_each
 from gdjax.engine.kernels import KERNELS
-from gdjax.engine.tile import each_tile, following
+from gdjax.engine.tile import blank, each_tile, following
 from gdjax.engine.whole import can_be_whole, whole
 from gdjax.plan import Plan
 
@@ -133,23 +133,24 @@ def compile_block(
 
     shapes = problems if by_problem else like(inputs, flags, plan.tile)
     traced = Traced(tile, shapes, number, number, real, *([number] if by_problem else []))
-    room = like(traced.out, own[0], size) if plan.tiles > 1 and on_host and not by_problem else ()
+    several = plan.tiles > 1 and not by_problem
+    room = like(traced.out, own[0], size) if several and on_host else ()
     as_one = on_host and plan.kernel == "lanes" and can_be_whole(traced.jaxpr)
     apart: list[jax.Device] = []
 
     def at_tile(inputs: Any, start: Any, steps: Any, zero: Any, first: Any) -> Any:
         return traced(following(inputs, flags, plan.tile, first), start, steps, zero)
 
-    several = plan.tiles > 1 and not by_problem
     tile_of = at_tile if several else traced
 
     def block(one: Callable[..., Any], inputs: Any, start: Any, steps: Any, used: Any, zero: Any, room: Any) -> Any:
         if by_problem:
             return one(inputs, start, steps, zero, used)
-        if plan.tiles == 1:
+        if not several:
             return one(inputs, start, steps, zero)
+        buffers = room if on_host else blank(traced.out, own[0], size)
         at = lambda first: (one(inputs, start, steps, zero, first), own[0])  # noqa: E731
-        return each_tile(at, plan.tile, used, room)
+        return each_tile(at, plan.tile, used, buffers)
 
     def compiled(device: jax.Device, one: Callable[..., Any]) -> Any:
         here = jax.sharding.SingleDeviceSharding(device)

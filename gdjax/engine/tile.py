@@ -6,6 +6,7 @@ batch size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,60 +40,44 @@ def outward(kernel: Kernel, tree: Any, flags: Any) -> Any:
 
 
 def over_tiles(
-    tile: Callable[[Any], tuple[Any, Any]], size: int, count: int, args: Any, flags: Any, used: Any, buffers: Any = None
+    tile: Callable[[Any], tuple[Any, Any]], size: int, count: int, args: Any, flags: Any, used: Any
 ) -> Any:
-    """`tile` on each of the first `used` of `count` tiles; `tile` returns its outputs and their flags.
-
-    Outputs that no problem owns are those of the last tile: they are the same for all. They are written over `buffers`,
-    shaped as `buffers_for` says; None: over fresh ones.
-    """
+    """`tile` on each of the first `used` of `count` tiles; `tile` returns its outputs and their flags."""
     if count == 1:
         return tile(args)[0]
-    at = lambda first: tile(following(args, flags, size, first))  # noqa: E731
-    if buffers is None:
-        shapes = buffers_for(at, size, count)
-        buffers = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return each_tile(at, size, used, buffers)
+    own: list[Any] = []
+
+    def at(first: Any) -> tuple[Any, Any]:
+        out, out_own = tile(following(args, flags, size, first))
+        own.append(out_own)
+        return out, out_own
+
+    shapes = jax.eval_shape(lambda: at(0)[0])
+    return each_tile(at, size, used, blank(shapes, own[0], count * size))
 
 
 def each_tile(tile: Callable[[Any], tuple[Any, Any]], size: int, used: Any, buffers: Any) -> Any:
-    """What `tile(first)` gives for each tile, whose problems begin at `first`, written over `buffers`.
+    """What `tile(first)` returns, outputs and their flags, for each of the tiles in use, whose problems begin at
+    `first`, written over `buffers`.
 
+    Outputs that no problem owns are those of the last tile: they are the same for all.
     """
+
+    def written(buffer: Any, leaf: Any, flag: bool, first: Any) -> Any:
+        return lax.dynamic_update_slice_in_dim(buffer, leaf, first, 0, allow_negative_indices=False) if flag else leaf
 
     def body(state: Any) -> Any:
         first, buffers = state
         out, own = tile(first)
-        written = jax.tree.map(
-            lambda buffer, leaf, flag: put(buffer, leaf, first) if flag else leaf,
-            buffers,
-            out,
-            own,
-        )
-        return first + size, written
+        return first + size, jax.tree.map(functools.partial(written, first=first), buffers, out, own)
 
     end = used * size
     return lax.while_loop(lambda state: state[0] < end, body, (jnp.int32(0), buffers))[1]
 
 
-def put(buffer: Any, leaf: Any, first: Any) -> Any:
-    return lax.dynamic_update_slice_in_dim(buffer, leaf, first, 0, allow_negative_indices=False)
-
-
-def buffers_for(tile: Callable[[Any], tuple[Any, Any]], size: int, count: int) -> Any:
-    """The shapes of the outputs of `count` tiles."""
-    out_flags: list[Any] = []
-
-    def first() -> Any:
-        out, own = tile(0)
-        out_flags.append(own)
-        return out
-
-    return jax.tree.map(
-        lambda s, flag: jax.ShapeDtypeStruct((count * size, *s.shape[1:]) if flag else s.shape, s.dtype),
-        jax.eval_shape(first),
-        out_flags[0],
-    )
+def blank(shapes: Any, own: Any, count: int) -> Any:
+    """Zeros for the outputs of so many problems, where those of a tile have these shapes."""
+    return jax.tree.map(lambda s, flag: jnp.zeros((count, *s.shape[1:]) if flag else s.shape, s.dtype), shapes, own)
 
 
 def following(args: Any, flags: Any, size: int, first: Any) -> Any:
