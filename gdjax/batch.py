@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any
 
 import jax
@@ -43,11 +44,42 @@ class Batch:
     x64: bool
 
 
+SOUND: dict[Any, tuple[tuple[Any, ...], dict[str, bool], int, bool]] = {}
+"""What a batch is besides its arrays, by the shapes and types of NumPy arrays that were found to fit as they are."""
+
+MOST_SOUND = 256
+
+
 def prepare(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype: Any) -> Batch:
     """The batch of what was passed to `minimize`, some of it traced perhaps.
 
-    Raises ValueError or TypeError naming what does not fit.
+    Raises ValueError or TypeError naming what does not fit. Looks at arrays like those of an earlier call only once.
     """
+    key = look_of(weights, data, in_axes, hyper, dtype)
+    found = None if key is None else SOUND.get(key)
+    if found is not None:
+        return Batch(weights, data, hyper, *found)
+    batch = checked(weights, data, in_axes, hyper, dtype)
+    taken = batch.weights, batch.data, batch.hyper
+    if key is not None and all(map(operator.is_, jax.tree.leaves((weights, data, hyper)), jax.tree.leaves(taken))):
+        if len(SOUND) >= MOST_SOUND:
+            SOUND.clear()
+        SOUND[key] = batch.data_flags, batch.hyper_flags, batch.count, batch.x64
+    return batch
+
+
+def look_of(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype: Any) -> Any:
+    """All that `checked` looks at, as a key; None where it may look at more than the shapes and types of arrays."""
+    leaves, tree = jax.tree.flatten((weights, data, hyper))
+    plainly = type(in_axes) in (int, type(None)) and isinstance(dtype, (str, type, np.dtype, type(None)))
+    if not plainly or set(map(type, leaves)) != {np.ndarray}:
+        return None
+    looks = tuple([(leaf.shape, leaf.dtype) for leaf in leaves])
+    return tree, looks, in_axes, dtype, jax.config.jax_enable_x64  # type: ignore[attr-defined]
+
+
+def checked(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype: Any) -> Batch:
+    """The batch of what was passed, looked at thoroughly."""
     if not isinstance(data, tuple):
         raise TypeError(
             f"data is a {type(data).__name__}; pass a tuple with one entry per argument of the loss after the weights, "

@@ -8,6 +8,7 @@ import pytest
 from problems import compilations
 
 import gdjax
+from gdjax import batch
 from gdjax.kernel import squared_loss
 from gdjax.stop import StopRule, gradient_below, loss_below
 
@@ -247,3 +248,33 @@ def test_results_of_64_bits_are_numpy_arrays_while_jax_would_narrow_them():
         kept = call(weights=ONE.astype(np.float64), data=(ONE.astype(np.float64),) * 2)
         assert isinstance(kept.weights, jax.Array)
         assert (kept.weights + 1).dtype == np.float64
+
+
+def test_only_arrays_like_those_before_are_not_looked_at_again(monkeypatch):
+    looked = []
+    original = batch.checked
+
+    def counted(*arguments):
+        looked.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(batch, "checked", counted)
+    w, x, t, r = (np.full(77, value, np.float32) for value in (1, 2, 4, 0.1))
+    solve = lambda *data, rate=r, **options: gdjax.minimize(  # noqa: E731
+        gdjax.kernel.squared_loss, w, data, learning_rate=rate, steps=1, **options
+    )
+    first = solve(x, t)
+    for _ in range(2):
+        np.testing.assert_array_equal(solve(x, t).weights, first.weights)
+    assert len(looked) == 1
+    np.testing.assert_array_equal(solve(x, t, rate=0.1).weights, first.weights)
+    assert solve(x.astype(np.int64), t).weights.dtype == np.float32
+    assert solve(x, t, dtype="float64").weights.dtype == np.float64
+    with pytest.raises(TypeError, match=r"in_axes\[0\] has False|in_axes"):
+        solve(x, t, in_axes=False)
+    with pytest.raises(ValueError, match="77 problems on axis 0"):
+        solve(x[:-1], t)
+    with pytest.raises(ValueError, match="learning_rate"):
+        solve(x, t, rate=np.full(77, np.nan, np.float32))
+    with pytest.raises(TypeError, match="data is a list"):
+        gdjax.minimize(gdjax.kernel.squared_loss, w, [x, t], learning_rate=r, steps=1)

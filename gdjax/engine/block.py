@@ -6,11 +6,13 @@ import collections
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from gdjax import device as dev
@@ -102,6 +104,10 @@ class Block:
     @property
     def size(self) -> int:
         return self.plan.tile * self.plan.tiles
+
+    @functools.cached_property
+    def room_bytes(self) -> int:
+        return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.room)
 
     @property
     def lanes(self) -> int:
