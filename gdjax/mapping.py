@@ -15,6 +15,7 @@ import numpy as np
 from gdjax import device as dev
 from gdjax import sources
 from gdjax import stop as stops
+from gdjax.arena import aligned_empty
 from gdjax.batch import Batch, prepare, problem_shapes
 from gdjax.dryrun import check_program
 from gdjax.engine.program import Program
@@ -81,7 +82,9 @@ class Mapped:
             if isinstance(leaf, str):
                 return columns[leaf]
             one = np.asarray(leaf, None if hasattr(leaf, "dtype") else plain)
-            return np.broadcast_to(one, (rows, *one.shape)).copy()
+            out = aligned_empty((rows, *one.shape), one.dtype)
+            out[...] = one
+            return out
 
         own = any(isinstance(leaf, str) for leaf in jax.tree.leaves(self.weights))
         if own or rows not in self.starts:
