@@ -38,6 +38,7 @@ class Job:
         rows: how many problems (or rows of a table) each part has, for the progress bar; None as above.
         load: reads the part of this number.
         solve: computes it.
+        answer: what is written of it, put together beside the computing of the next part.
         walk: for a source without places: all parts in order, as `(number, what load would return)`.
         unchanged: raises where the source is no longer what it was.
         target: the one file into which the parts are joined at the end; None leaves them as they are.
@@ -49,10 +50,11 @@ class Job:
     count: int | None
     rows: Callable[[int], int]
     load: Callable[[int], Any]
-    solve: Callable[[int, Any], Answer]
+    solve: Callable[[int, Any], Any]
     walk: Callable[[], Iterator[tuple[int, Any]]] | None = None
     unchanged: Callable[[], None] = lambda: None
     target: Path | None = None
+    answer: Callable[[Any], Answer] = lambda solved: solved
     arrange: Callable[[Iterator[pa.Table]], Iterator[pa.Table]] = lambda tables: tables
     unit: str = "problems"
 
@@ -97,17 +99,22 @@ class Job:
         with ThreadPoolExecutor(1, "gdjax-read") as reader, ThreadPoolExecutor(2, "gdjax-write") as writer:
             ahead: deque[Future[Any]] = deque(reader.submit(next, parts, end) for _ in range(AHEAD))
             behind: deque[Future[None]] = deque()
+
+            def written(number: int, solved: Any) -> None:
+                table, about = self.answer(solved)
+                self.sink.write(number, table, about)
+                advance(table.num_rows)
+
             try:
                 while (read := ahead.popleft().result()) is not end and not stop.is_set():
                     ahead.append(reader.submit(next, parts, end))
                     number, loaded = read
-                    table, about = self.solve(number, loaded)
+                    solved = self.solve(number, loaded)
                     while len(behind) >= AHEAD:
                         behind.popleft().result()
-                    behind.append(writer.submit(self.sink.write, number, table, about))
-                    advance(self.rows(number) if self.count is not None else table.num_rows)
-                for written in behind:
-                    written.result()
+                    behind.append(writer.submit(written, number, solved))
+                for part in behind:
+                    part.result()
             finally:  # what is computed is written, whatever happened to the rest
                 for waiting in ahead:
                     waiting.cancel()

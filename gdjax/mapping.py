@@ -100,8 +100,10 @@ class Mapped:
         axes = jax.tree.map(lambda leaf: 0 if isinstance(leaf, str) else None, self.data)
         return weights, jax.tree.map(fill, self.data), {**options, "in_axes": axes}
 
-    def solve(self, number: int, loaded: tuple[Mapping[str, Any], dict[str, Any]]) -> Answer:
-        """The results of one part."""
+    def solve(
+        self, number: int, loaded: tuple[Mapping[str, Any], dict[str, Any]]
+    ) -> tuple[Outcome, Mapping[str, Any], dict[str, Any]]:
+        """One part solved, and what was known of it before."""
         columns, about = loaded
         program, batch = self.problems(*self.arguments(columns))
         plan = self.options.get("plan", "auto")
@@ -109,6 +111,11 @@ class Mapped:
         chosen, steps = plan if isinstance(plan, Plan) else None, check_steps(self.options["steps"])
         job = Job(steps, chosen, measured(plan), everything=everything)
         out, _ = descend(program, batch, job, self.options["device"])
+        return out, columns, about
+
+    def answer(self, solved: tuple[Outcome, Mapping[str, Any], dict[str, Any]]) -> Answer:
+        """The results of one part as they are written."""
+        out, columns, about = solved
         counts = {name: count for name, count in counted(np.asarray(out.status)).items() if count}
         return self.table(out, columns), {**about, "status": counts}
 

@@ -181,7 +181,7 @@ def open_job(
     holder = Sink.open(folder, {**about, "source": identity, "part_size": size, "problems": rows})
     if identity is None or rows is None:
         walk = lambda: batches.parts(size, holder)  # noqa: E731
-        return Job(holder, None, lambda _: 0, lambda _: None, mapping.solve, walk, target=target)
+        return Job(holder, None, lambda _: 0, lambda _: None, mapping.solve, walk, target=target, answer=mapping.answer)
 
     def span(number: int) -> tuple[int, int]:
         return number * size, min((number + 1) * size, rows)
@@ -194,6 +194,7 @@ def open_job(
         mapping.solve,
         unchanged=lambda: check_source(folder, sources.identity_of(source)),
         target=target,
+        answer=mapping.answer,
     )
 
 
