@@ -14,6 +14,9 @@ from gdjax.engine.block import Block
 Cut = tuple[int, int]
 """The first problem of a piece, and the first one behind it."""
 
+PARTS = 8
+"""The first piece is 1/PARTS of a block where it has to be copied, so that those behind it need not be."""
+
 
 def pieces(block: Block, left: list[Cut], lanes: int, shift: int = 0) -> list[Cut]:
     """What is left of a batch cut into pieces that fit a block, spread evenly over the workers.
@@ -25,17 +28,17 @@ def pieces(block: Block, left: list[Cut], lanes: int, shift: int = 0) -> list[Cu
 
 
 def spread(block: Block, begin: int, end: int, lanes: int, shift: int) -> list[Cut]:
-    count, tile = end - begin, block.plan.tile
+    count, tile, small = end - begin, block.plan.tile, 0
     if len(block.devices) > 1:
         rounds = -(-count // (block.size * lanes))
         step = -(-count // (rounds * lanes))
     else:
-        tiles = -(-count // tile)
+        small = block.size // PARTS - tile + shift if 0 < shift < tile < block.size // PARTS else 0
+        tiles = -(-(count - small) // tile)
         each = min(block.plan.tiles, max(1, -(-tiles // lanes)))
         rounds = -(-tiles // (each * lanes))
         step = min(block.plan.tiles, -(-tiles // (rounds * lanes))) * tile
-    first = step - tile + shift if 0 < shift < tile < step else step
-    cuts = [begin, *range(begin + first, end, step), end]
+    cuts = [begin, *range(begin + (small or step), end, step), end]
     return list(itertools.pairwise(cuts))
 
 

@@ -60,6 +60,8 @@ def on_host(
     ways = itertools.cycle(zip(block.executables, block.devices, strict=True))
     waiting = collections.deque(zip(ways, cuts, strict=False))
     failed: list[Cut] = []
+    started: list[bool] = []
+    workers = min(lanes, len(cuts))
 
     def begun(executable: Any, device: jax.Device, cut: Cut) -> tuple[list[Any], Stage | None]:
         first, last = cut
@@ -93,13 +95,14 @@ def on_host(
             return None
 
     def work() -> None:
-        """Takes pieces while there are any. Where there are enough for all, the next one is begun before the results of
-        the one before are looked after."""
+        """Takes pieces while there are any. The next is begun before the results of the one before are looked after,
+        unless it is left for a worker that has none yet."""
         running: Any = None
+        started.append(True)
         with jax.enable_x64(block.x64):
             while True:
                 following = None
-                if running is None or len(waiting) >= lanes:
+                if running is None or len(waiting) > workers - len(started):
                     following = begin_next()
                 if running is not None:
                     device, cut, begun_with = running
@@ -117,7 +120,6 @@ def on_host(
         return None if begun_with is None else (device, cut, begun_with)
 
     begin = time.perf_counter()
-    workers = min(lanes, len(cuts))
     others = [crew(everyone).submit(work) for _ in range(workers - 1)]
     work()
     for other in others:
