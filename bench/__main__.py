@@ -12,11 +12,11 @@ RESULTS = Path(__file__).parent / "results"
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    from bench.cases import CASES
+    from bench.cases import CASES, SWEEPS
 
     options = argparse.ArgumentParser("python -m bench", description=__doc__)
     options.add_argument(
-        "--cases", nargs="+", metavar="NAME", help=f"some of: {', '.join(CASES)}; or a sweep: size, spread"
+        "--cases", nargs="+", metavar="NAME", help=f"some of: {', '.join(CASES)}; or a sweep: {', '.join(SWEEPS)}"
     )
     options.add_argument("--programs", nargs="+", metavar="NAME", help="only these programs, e.g. gdjax vmap")
     options.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")

@@ -296,6 +296,19 @@ CASES: dict[str, Case] = {
             )
             for size in _SIZES
         ),
+        *(
+            replace(
+                _scalar,
+                name=f"long-1e{len(str(size)) - 1}",
+                title=f"scalar, {size:,} problems x 2,400 steps",
+                problems=size,
+                steps=2_400,
+                programs=("gdjax", "c loop"),
+                targets=(),
+                sweep="long",
+            )
+            for size in _SIZES
+        ),
         _stop,
         replace(
             _logistic,
@@ -336,12 +349,15 @@ CASES: dict[str, Case] = {
 }
 
 
+SWEEPS = tuple(dict.fromkeys(case.sweep for case in CASES.values() if case.sweep))
+
+
 def choose(names: list[str] | None) -> list[Case]:
     """The cases of these names or sweeps, all of them for None; an unknown name raises ValueError."""
     if not names:
         return list(CASES.values())
     unknown = [name for name in names if not any(name in (case.name, case.sweep) for case in CASES.values())]
     if unknown:
-        known = ", ".join([*CASES, "size", "spread"])
+        known = ", ".join([*CASES, *SWEEPS])
         raise ValueError(f"no such case: {', '.join(unknown)}; there are {known}")
     return [case for case in CASES.values() if case.name in names or case.sweep in names]

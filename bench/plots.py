@@ -13,6 +13,7 @@ from gdjax.files import replacing
 STYLES = {
     "gdjax": ("#D55E00", "o"),
     "gdjax, fixed steps": ("#D55E00", "*"),
+    "gdjax, 2,400 steps": ("#D55E00", "*"),
     "vmap": ("#0072B2", "s"),
     "optax": ("#56B4E9", "^"),
     "jaxopt": ("#56B4E9", "v"),
@@ -54,6 +55,10 @@ def sizes(results: list[Result]) -> Any:
         kept = [(n, row.steps_per_second / 1e9) for n, row in points if row and row.steps_per_second]
         if kept:
             line(axes, program, *map(list, zip(*kept, strict=True)))
+    rows = [(result.problems, result.row("gdjax")) for result in results if result.sweep == "long"]
+    long = sorted((n, row.steps_per_second / 1e9) for n, row in rows if row and row.steps_per_second)
+    if long:
+        line(axes, "gdjax, 2,400 steps", *map(list, zip(*long, strict=True)))
     axes.set(
         xscale="log",
         yscale="log",

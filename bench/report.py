@@ -126,8 +126,10 @@ def promises(results: list[Result]) -> list[list[str]]:
                 met = "aim" if target["aim"] is not None and ratio[0] >= target["aim"] else met
             least, aim = number(target["least"]), number(target["aim"])
             lines.append([result.case, target["program"], found, least, aim, met])
-    sizes = [result for result in results if result.sweep == "size" and result.row("gdjax")]
-    if len(sizes) > 1:
+    for sweep in ("size", "long"):
+        sizes = [result for result in results if result.sweep == sweep and result.row("gdjax")]
+        if len(sizes) < 2:
+            continue
         speeds = {result.case: result.row("gdjax").steps_per_second or 0 for result in sizes}
         worst = min(speeds, key=speeds.__getitem__)
         share = speeds[worst] / max(speeds.values())

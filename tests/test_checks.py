@@ -178,7 +178,7 @@ def test_what_fails_is_named_before_anything_is_compiled(what):
 
 def test_optax_under_strict_promotion_is_named():
     """optax's Adam promotes implicitly when its rate is an array: its user should hear whose error that is."""
-    hyperparams = {"learning_rate": np.full(4, 0.1)}
+    hyperparams = {"learning_rate": np.full(4, 0.1), "b1": 0.8125}  # a kind of problem that no other test has checked
     with pytest.raises(ValueError, match=r"optimizer raised TypePromotionError in update .*strict"):
         call(optimizer=optax.adam, hyperparams=hyperparams)
     with jax.numpy_dtype_promotion("standard"):
