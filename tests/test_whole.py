@@ -110,6 +110,23 @@ def test_problems_that_change_places_keep_their_bits(plan):
     changes_places(plan)
 
 
+@pytest.mark.parametrize("steps", [1, 31, 32, 33, 47, 64, 65, 300, 1000])
+@pytest.mark.parametrize("chunk", [1, 4, 48])
+def test_no_update_more_than_asked_for(steps, chunk):
+    """Also for those seated late, which have more left than their neighbours; the fixed steps are the judge."""
+    x, t, rates = (RNG.uniform(0.5, 1, 300).astype(np.float32) for _ in range(3))
+    w = np.zeros(300, np.float32)
+    early = np.arange(300) % 3 == 0  # these are at their ends to begin with, and make room
+    t[early] = 0
+    given = {"learning_rate": rates / 1000, "steps": steps}
+    plan = Plan("lanes", 32, 16, chunk)
+    out = gdjax.minimize(kernel.squared_loss, w, (x, t), stop=stop.gradient_below(0.0), plan=plan, **given)
+    fixed = gdjax.minimize(kernel.squared_loss, w, (x, t), **given)
+    np.testing.assert_array_equal(out.steps, np.where(early, 0, steps))
+    assert same_bits(out.weights, fixed.weights)
+    assert same_bits(out.gradient_norm, fixed.gradient_norm)
+
+
 def test_those_left_are_put_together(leaving, monkeypatch):
     came = collections.Counter()
     monkeypatch.setitem(TILES, "through", counted(TILES["through"], came))

@@ -29,11 +29,14 @@ GROUP = 32
 SHARE = 8
 """A sprint takes 1/SHARE of the updates that the lanes have taken: those that wait are idle for half of it."""
 
-FEW = 32
+FEW = 8
 """Problems change places when 1/FEW of the lanes wait."""
 
-SHORTEST, LONGEST = 4, 32
-"""Strides in a sprint."""
+SPRINT, LIGHT_SPRINT = (32, 256), (256, 1024)
+"""Fewest and most updates in a sprint; and where several are fused: to change places costs as much as many of those."""
+
+LAST = 32
+"""With fewer updates left before it has run all its steps, a problem takes them one by one."""
 
 ALONE = 1 << 17
 """Numbers in a block, those of all its problems together, that is gone through to the end however few lanes still run:
@@ -107,7 +110,8 @@ def flow(
 ) -> tuple[dict[str, Any], Any]:
     """The lanes of all problems of a block, in their places, where the first `count` wait or have been left `AWAY`; and
     for how many updates each had its lane."""
-    size, stride = kernel.size, stride_of(chunk)
+    size, stride, (fewest, most) = kernel.size, stride_of(chunk), SPRINT if chunk == 1 else LIGHT_SPRINT
+    last = max(LAST, stride)
     leaves = zip(jax.tree.leaves(inputs), jax.tree.leaves(flags), strict=True)
     each = sum(leaf.size // len(leaf) for leaf, own in leaves if own)
     spending = flags._replace(lane={**flags.lane, "spent": True})
@@ -121,10 +125,11 @@ def flow(
     def once(state: Any) -> Any:
         seats, names, taken, lanes = state
         age = (total((seats.lane["index"] - start).astype(jnp.float32)) / size).astype(jnp.int32)
-        ahead = jnp.clip(age // (SHARE * stride), SHORTEST, LONGEST) * stride
+        lane = {name: leaf for name, leaf in seats.lane.items() if name != "spent"}
+        lane, left = held_back(lane, start + steps, last)
+        ahead = jnp.minimum(jnp.clip(age // SHARE, max(fewest, last), most), left) // stride * stride
         spent = seats.lane["spent"] + ahead
-        plain = {name: leaf for name, leaf in seats.lane.items() if name != "spent"}
-        seats = seats._replace(lane=held_back(plain, start + steps - ahead))
+        seats = seats._replace(lane=lane)
         lane = sprinting(kernel, program, chunk, flags, seats, age, ahead)
         seats = seats._replace(lane={**lane, "spent": spent})
         leaving = seats.lane["status"] != RUNNING
@@ -186,10 +191,13 @@ def flow(
     return {**lanes, "status": jnp.where((status == RUNNING) | padding, jnp.int32(AWAY), status)}, spent
 
 
-def held_back(lane: dict[str, Any], upto: Any) -> dict[str, Any]:
-    """The lanes, where those beyond `upto` updates wait: the last ones are taken one by one."""
-    waits = (lane["status"] == RUNNING) & (lane["index"] > upto)
-    return {**lane, "status": jnp.where(waits, jnp.int32(WAITING), lane["status"])}
+def held_back(lane: dict[str, Any], end: Any, last: int) -> tuple[dict[str, Any], Any]:
+    """The lanes, where those wait that have fewer than `last` updates left up to the `end`; and how many all others
+    that run have left at least."""
+    left, runs = end - lane["index"], lane["status"] == RUNNING
+    few = left < last
+    least = jnp.min(jnp.where(runs & ~few, left, jnp.iinfo(jnp.int32).max))
+    return {**lane, "status": jnp.where(runs & few, jnp.int32(WAITING), lane["status"])}, least
 
 
 def put(into: Any, axis: int, at: Any, source: Any, source_axis: int, taken: Any) -> Any:

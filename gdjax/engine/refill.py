@@ -45,13 +45,13 @@ class Ended(NamedTuple):
     gradient_norm: Any
 
 
-STRIDE = 8
-"""Updates from one look at whether anything happened to the next, to begin with."""
+STRIDE, LIGHT_STRIDE = 8, 16
+"""Updates from one look at whether anything happened to the next, to begin with; and where several are fused."""
 
 PATIENCE = 16
-"""A problem's last stride is at most 1/PATIENCE of its updates, and at most `LONGEST` times the first one."""
+"""A problem's last stride is at most 1/PATIENCE of its updates, and at most `LONGEST` of them."""
 
-LONGEST = 4
+LONGEST = 32
 
 PASSES_PER_CHECK = 2
 """How often a tile asks whether any of its lanes still runs."""
@@ -101,7 +101,7 @@ def sprinting(
 
     def once(_: Any, carry: Any) -> Any:
         moving, held, taken = carry
-        grown = jnp.clip((age + taken) // (PATIENCE * first), 1, LONGEST) * first
+        grown = jnp.clip((age + taken) // (PATIENCE * first), 1, max(1, LONGEST // first)) * first
         count = jnp.minimum(grown, updates - taken) // chunk * chunk
         after = ahead(moving, taken, count)
         return after, hold(held, after, taken + count), taken + count
@@ -117,7 +117,7 @@ def sprinting(
 
 def stride_of(chunk: int) -> int:
     """Updates from look to look where so many are fused."""
-    return STRIDE if chunk == 1 else max(chunk, STRIDE // chunk * chunk)
+    return STRIDE if chunk == 1 else max(chunk, LIGHT_STRIDE // chunk * chunk)
 
 
 def at_rest(lane: dict[str, Any]) -> tuple[dict[str, Any], Any]:
