@@ -93,25 +93,45 @@ class ParquetSource:
         """The columns as pyarrow holds them."""
         import pyarrow as pa
 
-        pieces = [piece for n in self.touched(first, last) for piece in self.piece(n, first, last)]
+        pieces = [piece for numbers in self.runs(first, last) for piece in self.piece(numbers, first, last)]
         return {
             name: pa.chunked_array([chunk for piece in pieces for chunk in piece.column(name).chunks])
             for name in self.columns
         }
 
-    def touched(self, first: int, last: int) -> Iterator[int]:
-        for number, (begin, end, *_) in enumerate(self.groups):
-            if begin < last and end > first:
-                yield number
+    def runs(self, first: int, last: int) -> Iterator[list[int]]:
+        """The row groups that the range touches; those of one file that lie in it whole are read together: what comes
+        of them lies in one piece."""
+        run: list[int] = []
+        for number, (begin, end, which, group) in enumerate(self.groups):
+            if begin >= last or end <= first:
+                continue
+            light = self.files[which][1].metadata.row_group(group).total_byte_size <= WHOLE_GROUP_BYTES
+            known = self.kept is not None and self.kept[0] == number
+            alone = begin < first or end > last or known or not light
+            if run and (alone or self.groups[run[-1]][2] != which):
+                yield run
+                run = []
+            run.append(number)
+            if alone:
+                yield run
+                run = []
+        if run:
+            yield run
 
-    def piece(self, number: int, first: int, last: int) -> Iterator[pa.Table]:
-        """The rows of one row group that lie in the range."""
+    def piece(self, numbers: list[int], first: int, last: int) -> Iterator[pa.Table]:
+        """The rows of one row group that lie in the range, or of several that lie in it whole."""
         import pyarrow as pa
 
+        number = numbers[0]
         begin, end, which, group = self.groups[number]
         path, file = self.files[which]
         low, high = max(first, begin) - begin, min(last, end) - begin
         try:
+            if len(numbers) > 1:
+                groups = [self.groups[each][3] for each in numbers]
+                yield file.read_row_groups(groups, self.columns, use_threads=False)
+                return
             if file.metadata.row_group(group).total_byte_size > WHOLE_GROUP_BYTES:
                 yield from self.batches(number, low, high)
                 return

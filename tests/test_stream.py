@@ -19,6 +19,7 @@ import gdjax
 from gdjax.jobs import StreamStopped
 from gdjax.mapping import Mapped
 from gdjax.sink import MANIFEST, Sink
+from gdjax.sources import ParquetSource, files_of
 from gdjax.stream import open_job
 from tests.streaming import SIZE, STEPS, N, arrays, solve
 
@@ -443,6 +444,22 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ModuleNotFoundError, match=r"needs pyarrow: pip install \"gdjax\[cli\]\""):
         solve(arrays(), tmp_path / "out")
+
+
+def test_row_groups_that_are_read_together_lie_in_one_piece(tmp_path):
+    held = {"x": np.arange(400, dtype=np.float32), "t": np.arange(400) * 0.5}
+    for name, rows in (("a", slice(0, 210)), ("b", slice(210, 400))):
+        table = pa.table({key: array[rows] for key, array in held.items()})
+        parquet.write_table(table, tmp_path / f"{name}.parquet", row_group_size=70)
+    source = ParquetSource(files_of(tmp_path), ["x", "t"])
+    for (first, last), chunks in {(0, 210): 1, (0, 400): 2, (35, 175): 3, (1, 2): 1, (69, 211): 3, (0, 140): 1}.items():
+        table = source.table(first, last)
+        assert {name: column.num_chunks for name, column in table.items()} == {"x": chunks, "t": chunks}
+        for name, array in source.read(first, last).items():
+            np.testing.assert_array_equal(array, held[name][first:last])
+    first, again = (source.table(*range_) for range_ in ((0, 70), (0, 140)))
+    np.testing.assert_array_equal(again["x"].to_numpy(), held["x"][:140])
+    np.testing.assert_array_equal(first["x"].to_numpy(), held["x"][:70])
 
 
 def test_large_row_groups_are_read_a_piece_at_a_time(tmp_path, monkeypatch):
