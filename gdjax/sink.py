@@ -156,6 +156,7 @@ def encoding(schema: pa.Schema) -> dict[str, Any]:
         "compression": {f.name: "snappy" if pa.types.is_integer(f.type) else "NONE" for f in schema},
         "use_dictionary": text or False,
         "write_statistics": False,
+        "write_batch_size": 1 << 16,
     }
 
 
