@@ -64,7 +64,7 @@ def sizes(results: list[Result]) -> Any:
         yscale="log",
         xlabel="problems",
         ylabel="steps per second (billions)",
-        title="Scalar problems, 240 steps: speed over batch size",
+        title="Scalar problems, 240 steps where not said: speed over batch size",
     )
     axes.grid(alpha=0.3, which="both")
     axes.legend()
