@@ -1,8 +1,10 @@
 """Memory that calls work in is used again and again: no call may see what another has left in it."""
 
 import collections
+import itertools
 import threading
 import warnings
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ import gdjax
 from gdjax.arena import aligned_empty
 from gdjax.engine import host, spares
 from gdjax.engine.block import Pace
+from gdjax.engine.cuts import pieces
 from gdjax.kernel import squared_loss
 from gdjax.placed import filled
 
@@ -65,6 +68,19 @@ def test_arrays_are_read_where_they_lie(monkeypatch):
     assert same_bits(answers(got), expected)
     assert all(read[n] > 0.7 * w.nbytes for n in (0, 2))
     assert read[1] == 0
+
+
+@pytest.mark.parametrize("shift", [0, 12])
+@pytest.mark.parametrize("begin", [0, 100])
+def test_whatever_is_left_of_a_batch_is_cut_into_pieces_that_fit(begin, shift):
+    """After a device was full, too: then a few problems are left, or what one piece was."""
+    block = SimpleNamespace(plan=gdjax.Plan("lanes", 32, 64), devices=[None], size=2048)
+    for count in range(1, 6000):
+        cuts = pieces(block, [(begin, begin + count)], 2, shift)
+        assert cuts[0][0] == begin
+        assert cuts[-1][1] == begin + count
+        assert all(last == following for (_, last), (following, _) in itertools.pairwise(cuts))
+        assert all(0 < last - first <= block.size for first, last in cuts)
 
 
 def test_one_slow_call_does_not_decide_how_many_workers_share_a_job():

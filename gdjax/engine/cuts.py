@@ -33,7 +33,8 @@ def spread(block: Block, begin: int, end: int, lanes: int, shift: int) -> list[C
         rounds = -(-count // (block.size * lanes))
         step = -(-count // (rounds * lanes))
     else:
-        small = block.size // PARTS - tile + shift if 0 < shift < tile < block.size // PARTS else 0
+        if 0 < shift < tile < block.size // PARTS and count > block.size:
+            small = block.size // PARTS - tile + shift
         tiles = -(-(count - small) // tile)
         each = min(block.plan.tiles, max(1, -(-tiles // lanes)))
         rounds = -(-tiles // (each * lanes))
