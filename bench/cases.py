@@ -286,26 +286,18 @@ CASES: dict[str, Case] = {
         *(
             replace(
                 _scalar,
-                name=f"size-1e{len(str(size)) - 1}",
-                title=f"scalar, {size:,} problems x 240 steps",
+                name=f"{sweep}-1e{len(str(size)) - 1}",
+                title=f"scalar, {size:,} problems x {steps:,} steps",
                 problems=size,
+                steps=steps,
                 # numba would need minutes for the largest.
-                programs=("gdjax", "vmap", *(["numba"] if size < 10**8 else []), "c loop"),
+                programs=tuple(name for name in programs if name != "numba" or size < 10**8),
                 targets=(),
-                sweep="size",
+                sweep=sweep,
             )
-            for size in _SIZES
-        ),
-        *(
-            replace(
-                _scalar,
-                name=f"long-1e{len(str(size)) - 1}",
-                title=f"scalar, {size:,} problems x 2,400 steps",
-                problems=size,
-                steps=2_400,
-                programs=("gdjax", "c loop"),
-                targets=(),
-                sweep="long",
+            for sweep, steps, programs in (
+                ("size", 240, ("gdjax", "vmap", "numba", "c loop")),
+                ("long", 2_400, ("gdjax", "c loop")),
             )
             for size in _SIZES
         ),

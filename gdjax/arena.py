@@ -68,6 +68,13 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return np.ndarray(shape, dtype, raw, -address % ALIGNED)
 
 
+def aligned_full(shape: tuple[int, ...], value: Any, dtype: Any) -> np.ndarray:
+    """As `np.full`, in memory that JAX can adopt."""
+    out = aligned_empty(shape, dtype)
+    out[...] = value
+    return out
+
+
 def end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Arrays of one dtype one behind the other, in memory that JAX can adopt: that of earlier results, if it fits."""
     first = arrays[0]

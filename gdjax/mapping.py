@@ -15,13 +15,12 @@ import numpy as np
 from gdjax import device as dev
 from gdjax import sources
 from gdjax import stop as stops
-from gdjax.arena import aligned_empty
+from gdjax.arena import aligned_full
 from gdjax.batch import Batch, prepare, problem_shapes
 from gdjax.dryrun import check_program
 from gdjax.engine.program import Program
 from gdjax.jobs import Answer
-from gdjax.minimize import check_steps, checked_loss, choose_rule, descend, measured
-from gdjax.plan import Plan
+from gdjax.minimize import check_steps, checked_loss, choose_rule, descend, planned
 from gdjax.session import Job, Outcome
 from gdjax.solution import counted
 
@@ -82,9 +81,7 @@ class Mapped:
             if isinstance(leaf, str):
                 return columns[leaf]
             one = np.asarray(leaf, None if hasattr(leaf, "dtype") else plain)
-            out = aligned_empty((rows, *one.shape), one.dtype)
-            out[...] = one
-            return out
+            return aligned_full((rows, *one.shape), one, one.dtype)
 
         own = any(isinstance(leaf, str) for leaf in jax.tree.leaves(self.weights))
         if own or rows not in self.starts:
@@ -106,10 +103,9 @@ class Mapped:
         """One part solved, and what was known of it before."""
         columns, about = loaded
         program, batch = self.problems(*self.arguments(columns))
-        plan = self.options.get("plan", "auto")
+        plan, measure = planned(self.options.get("plan", "auto"))
         everything = not {*self.results} <= {"weights", "steps", "status"}
-        chosen, steps = plan if isinstance(plan, Plan) else None, check_steps(self.options["steps"])
-        job = Job(steps, chosen, measured(plan), everything=everything)
+        job = Job(check_steps(self.options["steps"]), plan, measure, everything=everything)
         out, _ = descend(program, batch, job, self.options["device"])
         return out, columns, about
 
@@ -146,8 +142,7 @@ class Mapped:
         """What the manifest says of the program and its options; checks them on one problem."""
         weights, data, options = self.arguments(sample)
         program, batch = self.problems(weights, data, options)
-        plan = options.get("plan", "auto")
-        measured(plan)  # is it one?
+        plan, _ = planned(options.get("plan", "auto"))
         names = {*self.keep} & {n for n, _ in weight_columns(self.weights)} | {*self.keep} & {*RESULTS}
         if names:
             raise ValueError(f"keep names '{min(names)}', which is a column of the results; rename it in the source")
@@ -170,7 +165,7 @@ class Mapped:
                 "learning_rate": float(rate) if isinstance(rate, (int, float)) else None,
                 "steps": check_steps(options["steps"]),
                 "dtype": None if options.get("dtype") is None else np.dtype(options["dtype"]).name,
-                "plan": f"vmap {plan.tile}" if isinstance(plan, Plan) and plan.kernel == "vmap" else "auto",
+                "plan": f"vmap {plan.tile}" if plan is not None and plan.kernel == "vmap" else "auto",
                 "keep": list(self.keep),
                 "results": list(self.results),
             },

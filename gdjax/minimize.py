@@ -105,17 +105,15 @@ def minimize(
     rule, hyper = choose_rule(learning_rate, optimizer, hyperparams)
     arrays, frame = split(weights)
     batch = prepare(arrays, data, in_axes, hyper, dtype)
-    count, measure = check_steps(steps), measured(plan)
+    count, (asked, measure) = check_steps(steps), planned(plan)
     every, noted = choose_record(record, count)
     held, function = projected(rule, project, frame), framed(checked_loss(loss), frame)
     program = Program(function, held, None if stop is None else stops.as_rule(stop), noted)
     if traced.wanted(program, batch, resume):
         traced.check_outer(device, measure, progress, callback)
         check_resume(resume, program, batch.count)
-        chosen = plan if isinstance(plan, Plan) else None
-        return whole(traced.solve(program, batch, count, every, chosen, resume), frame)
-    job = Job(count, plan if isinstance(plan, Plan) else None, measure, every)
-    out, devices = descend(program, batch, job, device, resume, callback, progress)
+        return whole(traced.solve(program, batch, count, every, asked, resume), frame)
+    out, devices = descend(program, batch, Job(count, asked, measure, every), device, resume, callback, progress)
     rows = np.arange(count // every + 1, dtype=np.int64) * every if every else None
     if rows is not None and resume is not None:
         rows = rows + resume.total
@@ -261,10 +259,12 @@ def plain_descent(rate: Any) -> tuple[FreeRule, dict[str, Any]]:
     return Descent(), {"learning_rate": rate}
 
 
-def measured(plan: Any) -> bool:
-    """Whether plans are to be measured first."""
-    if isinstance(plan, Plan) or (isinstance(plan, str) and plan in ("auto", "measure")):
-        return isinstance(plan, str) and plan == "measure"
+def planned(plan: Any) -> tuple[Plan | None, bool]:
+    """The plan that is asked for, if one is, and whether plans are to be measured first."""
+    if isinstance(plan, Plan):
+        return plan, False
+    if isinstance(plan, str) and plan in ("auto", "measure"):
+        return None, plan == "measure"
     raise TypeError(f"plan is {plan!r}; pass 'auto', 'measure' or a gdjax.Plan")
 
 

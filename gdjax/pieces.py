@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from gdjax import device as dev
-from gdjax.arena import aligned_empty, end_to_end
+from gdjax.arena import aligned_empty, aligned_full, end_to_end
 from gdjax.batch import Batch
 from gdjax.placed import within_reach
 
@@ -89,7 +89,6 @@ def scatter(whole: Any, part: Any, which: np.ndarray) -> np.ndarray:
     """`whole` with `part` at `which`: in place where it is ours in host memory, as results are."""
     out = np.asarray(whole)
     if not out.flags.writeable:
-        out = aligned_empty(out.shape, out.dtype)
-        out[...] = whole
+        out = aligned_full(out.shape, out, out.dtype)
     out[which] = np.asarray(part)
     return out

@@ -10,7 +10,7 @@ import jaxlib.xla_client
 import numpy as np
 
 from gdjax import device as dev
-from gdjax.arena import aligned, aligned_empty
+from gdjax.arena import aligned, aligned_full
 
 adopt = getattr(jaxlib.xla_client, "batched_device_put", None)
 
@@ -43,8 +43,7 @@ def filled(count: int, value: int, device: jax.Device) -> Any:
     kept = FILLED.get("last")
     if kept is not None and len(kept) == count > 0 and kept[0] == value:
         return kept
-    out = aligned_empty((count,), np.int32)
-    out.fill(value)
+    out = aligned_full((count,), value, np.int32)
     out.flags.writeable = False
     if out.nbytes <= FILLED_BYTES:
         FILLED["last"] = out
@@ -97,6 +96,4 @@ def within_reach(array: Any, home: jax.Device) -> Any:
     found = np.asarray(array)
     if aligned(found):
         return found
-    out = aligned_empty(found.shape, found.dtype)
-    out[...] = found
-    return out
+    return aligned_full(found.shape, found, found.dtype)

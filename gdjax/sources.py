@@ -7,6 +7,7 @@ into a copy that can, in the sink's own folder. An iterator is read from its beg
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -99,25 +100,23 @@ class ParquetSource:
             for name in self.columns
         }
 
-    def runs(self, first: int, last: int) -> Iterator[list[int]]:
+    def runs(self, first: int, last: int) -> list[list[int]]:
         """The row groups that the range touches; those of one file that lie in it whole are read together: what comes
         of them lies in one piece."""
-        run: list[int] = []
-        for number, (begin, end, which, group) in enumerate(self.groups):
-            if begin >= last or end <= first:
-                continue
-            light = self.files[which][1].metadata.row_group(group).total_byte_size <= WHOLE_GROUP_BYTES
-            known = self.kept is not None and self.kept[0] == number
-            alone = begin < first or end > last or known or not light
-            if run and (alone or self.groups[run[-1]][2] != which):
-                yield run
-                run = []
-            run.append(number)
-            if alone:
-                yield run
-                run = []
-        if run:
-            yield run
+
+        def shared(number: int) -> tuple[int, int | None]:
+            begin, end, which, _ = self.groups[number]
+            whole = first <= begin and end <= last and number != kept
+            return which, None if whole and not self.is_large(number) else number
+
+        kept = None if self.kept is None else self.kept[0]
+        touched = [number for number, (begin, end, *_) in enumerate(self.groups) if begin < last and end > first]
+        return [list(run) for _, run in itertools.groupby(touched, shared)]
+
+    def is_large(self, number: int) -> bool:
+        """Whether a row group is too large to be decoded at once."""
+        _, _, which, group = self.groups[number]
+        return bool(self.files[which][1].metadata.row_group(group).total_byte_size > WHOLE_GROUP_BYTES)
 
     def piece(self, numbers: list[int], first: int, last: int) -> Iterator[pa.Table]:
         """The rows of one row group that lie in the range, or of several that lie in it whole."""
@@ -132,7 +131,7 @@ class ParquetSource:
                 groups = [self.groups[each][3] for each in numbers]
                 yield file.read_row_groups(groups, self.columns, use_threads=False)
                 return
-            if file.metadata.row_group(group).total_byte_size > WHOLE_GROUP_BYTES:
+            if self.is_large(number):
                 yield from self.batches(number, low, high)
                 return
             if self.kept is None or self.kept[0] != number:

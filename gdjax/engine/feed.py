@@ -58,8 +58,7 @@ def chosen(block: Block, wanted: Any) -> list[bool]:
     """Which of a block's outputs are wanted, of what a prefix of them says; None: all are."""
     if wanted is None:
         return [True] * len(block.out_own)
-    outputs = jax.tree.unflatten(block.out_tree, block.out_own)
-    return jax.tree.leaves(jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), wanted, outputs))
+    return jax.tree.leaves(jax.tree.broadcast(wanted, jax.tree.unflatten(block.out_tree, block.out_own)))
 
 
 class Outputs:
