@@ -13,6 +13,7 @@ made up:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -142,6 +143,8 @@ def moving(job: Job, option: Option, rates: Mapping[str, Calibration]) -> float:
     """Seconds for bringing the data to the devices and the results to where they are wanted."""
     results = job.problems * job.bytes_out
     total = job.problems * job.bytes_in + job.shared * len(option.devices)
+    if not job.placed and job.home == HOST:
+        return total / option.calibration.to + results / option.calibration.back
     seconds, elsewhere = 0.0, total
     for name, share in job.placed.items():
         elsewhere -= share * total
@@ -185,6 +188,7 @@ def crossover(job: Job, options: Iterable[Option], rates: Mapping[str, Calibrati
     return high
 
 
+@functools.cache
 def shards(devices: int) -> list[int]:
     """How many of so many devices of a kind are worth a thought: powers of two, and all of them."""
     return sorted({1 << power for power in range(devices.bit_length()) if 1 << power <= devices} | {devices})

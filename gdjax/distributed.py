@@ -303,6 +303,13 @@ def solve_stream(
         ValueError: as `gdjax.solve_stream`; processes that cannot find or see each other.
         PartsMissing: another process died, and parts of its are missing. This one's are done; the same again, with as
             many processes as you like, does the rest.
+
+    >>> import gdjax, numpy as np, pathlib, tempfile
+    >>> problems = {"x": np.full(3, 2.0), "t": np.array([4.0, 5.0, 6.0])}
+    >>> out = pathlib.Path(tempfile.mkdtemp()) / "answers.csv"
+    >>> s = solve_stream(problems, out, gdjax.kernel.squared_loss, 1.0, ("x", "t"), learning_rate=0.1, steps=50)
+    >>> s.problems, s.counts
+    (3, {'RAN_ALL_STEPS': 3})
     """
     from gdjax import stream
 

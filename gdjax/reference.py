@@ -19,19 +19,47 @@ Loss = Callable[[Any, Any, Any], Any]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Weights and losses of one descent; entry k is the state after k steps, each has steps + 1."""
+    """Weights and losses of one descent.
+
+    Attributes:
+        weights: steps + 1 entries; entry k are the weights after k updates, a number or a tuple of them.
+        losses: steps + 1 numbers; entry k is the loss at `weights[k]`.
+
+    >>> descend(1.0, 2.0, 4.0, 0.25, 1)
+    Trajectory(weights=(1.0, 2.0), losses=(2.0, 0.0))
+    """
 
     weights: tuple[Any, ...]
     losses: tuple[Any, ...]
 
 
 def is_vector(w: Weights) -> bool:
-    """True for a sequence (a list, a tuple, a one-dimensional array), False for a number."""
+    """Whether weights are a sequence (a list, a tuple, a one-dimensional array) and not a number.
+
+    Args:
+        w: weights, a number or a sequence.
+
+    Returns:
+        A bool.
+
+    >>> is_vector([1.0, 2.0]), is_vector(1.0)
+    (True, False)
+    """
     return hasattr(w, "__len__")
 
 
 def predict(x: Weights, w: Weights) -> Any:
     """The model f(x, w) = x·w; for sequences x₀w₀ + x₁w₁ + …, added from left to right.
+
+    Args:
+        x: inputs, a number or a sequence of n numbers.
+        w: weights, shaped as x.
+
+    Returns:
+        A number of the kind that came in.
+
+    Raises:
+        ValueError: x and w differ in length, or are empty.
 
     >>> predict(2.0, 1.0), predict([1, 2, 3], [4, 5, 6])
     (2.0, 32)
@@ -49,6 +77,17 @@ def predict(x: Weights, w: Weights) -> Any:
 def residual_loss(w: Weights, x: Weights, t: Number) -> Any:
     """The tutorial's signed loss l = t − f(x, w).
 
+    Args:
+        w: weights, a number or a sequence of n numbers.
+        x: inputs, shaped as w.
+        t: target, a number.
+
+    Returns:
+        A number of the kind that came in.
+
+    Raises:
+        ValueError: as `predict`.
+
     >>> residual_loss(1.0, 2.0, 4.0)
     2.0
     """
@@ -57,6 +96,17 @@ def residual_loss(w: Weights, x: Weights, t: Number) -> Any:
 
 def squared_loss(w: Weights, x: Weights, t: Number) -> Any:
     """Half the squared residual, l = ½(t − f(x, w))².
+
+    Args:
+        w: weights, a number or a sequence of n numbers.
+        x: inputs, shaped as w.
+        t: target, a number.
+
+    Returns:
+        A number of the kind that came in.
+
+    Raises:
+        ValueError: as `predict`.
 
     >>> squared_loss(1.0, 2.0, 4.0)
     2.0
@@ -67,6 +117,21 @@ def squared_loss(w: Weights, x: Weights, t: Number) -> Any:
 
 def difference_quotient(loss: Loss, w: Weights, x: Weights, t: Number, h: Number, index: int = 0) -> Any:
     """Slope of the secant, (l(w + h·eᵢ) − l(w)) / h, with eᵢ the unit vector along weight `index`.
+
+    Args:
+        loss: `loss(w, x, t)`, any function of numbers.
+        w: weights, a number or a sequence of n numbers.
+        x: inputs, shaped as w.
+        t: target, a number.
+        h: how far to move the weight, in its units, not 0.
+        index: which weight, from 0; of no effect for a number.
+
+    Returns:
+        A number: units of the loss per unit of the weight.
+
+    Raises:
+        ZeroDivisionError: h is 0.
+        IndexError: there is no such weight.
 
     >>> from fractions import Fraction
     >>> difference_quotient(squared_loss, Fraction(1), Fraction(2), Fraction(4), Fraction(1, 100))
@@ -81,6 +146,16 @@ def difference_quotients(
 ) -> list[Any]:
     """The difference quotients at h, h/2, h/4, …: their limit is the partial derivative.
 
+    Args:
+        loss, w, x, t, h, index: as in `difference_quotient`.
+        halvings: how often h is halved, 0 or more.
+
+    Returns:
+        A list of halvings + 1 numbers.
+
+    Raises:
+        ZeroDivisionError, IndexError: as `difference_quotient`.
+
     >>> from fractions import Fraction
     >>> difference_quotients(squared_loss, Fraction(1), Fraction(2), Fraction(4), Fraction(1), 2)
     [Fraction(-2, 1), Fraction(-3, 1), Fraction(-7, 2)]
@@ -90,6 +165,19 @@ def difference_quotients(
 
 def partial_derivative(loss: Loss, w: Weights, x: Weights, t: Number, index: int = 0) -> Any:
     """The limit of the difference quotient: ∂l/∂wᵢ = −xᵢ (residual loss) or −xᵢ·(t − f) (squared loss).
+
+    Args:
+        loss: `residual_loss` or `squared_loss` of this module.
+        w: weights, a number or a sequence of n numbers.
+        x: inputs, shaped as w.
+        t: target, a number.
+        index: which weight, from 0; of no effect for a number.
+
+    Returns:
+        A number: units of the loss per unit of the weight.
+
+    Raises:
+        ValueError: another loss.
 
     >>> partial_derivative(residual_loss, 1.0, 2.0, 4.0), partial_derivative(squared_loss, 1.0, 2.0, 4.0)
     (-2.0, -4.0)
@@ -104,6 +192,17 @@ def partial_derivative(loss: Loss, w: Weights, x: Weights, t: Number, index: int
 
 def update(w: Weights, g: Weights, learning_rate: Number) -> Any:
     """One step of gradient descent, w − r·g (entry by entry for sequences).
+
+    Args:
+        w: weights, a number or a sequence of n numbers.
+        g: the gradient at them, shaped as w.
+        learning_rate: r, a number, in units of the weights squared per unit of the loss.
+
+    Returns:
+        The new weights, a number or a tuple.
+
+    Raises:
+        ValueError: w and g differ in length.
 
     >>> update(1.0, -2.0, 0.1)
     1.2
@@ -125,6 +224,12 @@ def descend(
         learning_rate: r in w ← w − r·∂l/∂w.
         steps: how many updates, 0 or more.
         loss: `residual_loss` or `squared_loss`.
+
+    Returns:
+        A `Trajectory` with the start and the state after every update.
+
+    Raises:
+        ValueError: steps is negative; another loss; w and x differ in length.
 
     >>> from fractions import Fraction
     >>> run = descend(Fraction(1), Fraction(2), Fraction(4), Fraction(1, 10), 1, loss=residual_loss)

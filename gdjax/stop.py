@@ -25,6 +25,13 @@ class Step(NamedTuple):
         gradient_norm: its largest absolute entry, scalar.
         previous_loss: the loss one step ago; infinite before the first update.
         update_norm: largest absolute entry of the last update; infinite before the first.
+
+    A rule of one's own, and what it makes of one step:
+
+    >>> def flat(step):
+    ...     return (step.gradient_norm <= 1e-3) & (step.index >= 2)
+    >>> flat(Step(index=2, weights=1.0, loss=0.5, gradient=0.0, gradient_norm=0.0, previous_loss=0.6, update_norm=0.1))
+    True
     """
 
     index: Any
@@ -41,6 +48,21 @@ class StopRule:
 
     Subclass it for rules that need more of the past than `Step` holds (patience, say): memory is any pytree of arrays
     of fixed shape and dtype, kept per problem.
+
+    >>> class Patience(StopRule):
+    ...     "Done when the loss has not fallen for three steps."
+    ...
+    ...     def init(self):
+    ...         return jnp.int32(0)
+    ...
+    ...     def test(self, step, memory):
+    ...         memory = jnp.where(step.loss < step.previous_loss, 0, memory + 1)
+    ...         return memory == 3, memory
+    >>> import gdjax, numpy as np
+    >>> w, x, t = (np.array(values, np.float32) for values in ([1, 3], [2, 2], [4, 4]))
+    >>> s = gdjax.minimize(gdjax.kernel.squared_loss, w, (x, t), learning_rate=0.125, steps=500, stop=Patience())
+    >>> print(s.status, (s.steps < 500).all())
+    [1 1] True
     """
 
     def init(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ def solve_stream(
     Raises:
         ValueError: what does not fit, as in `minimize`; a source that cannot be read or lacks a column; a sink that
             holds another run's results, or cannot be written. Parts that are done are never touched.
+        TypeError: `keep` or `results` is not made of names; what `minimize` refuses by its type.
         StreamStopped: Ctrl-C (a KeyboardInterrupt); the parts at hand are finished first.
 
     >>> import gdjax, numpy as np, pathlib, tempfile
@@ -158,7 +159,7 @@ def open_job(
 ) -> Job:
     """The job that `solve_stream` runs: checked, its manifest written or compared, nothing computed yet."""
     check_installed()
-    mapping = Mapped(loss, weights, data, tuple(keep), checked_results(results), options)
+    mapping = Mapped(loss, weights, data, names_of("keep", keep), checked_results(results), options)
     folder, target = places(sink, source)
     identity = sources.identity_of(source)
     check_source(folder, identity)
@@ -236,8 +237,16 @@ def staging_folder(folder: Path, identity: Any) -> Path:
     return folder / STAGED / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
-def checked_results(results: Sequence[str]) -> tuple[str, ...]:
-    chosen = (results,) if isinstance(results, str) else tuple(results)
+def names_of(argument: str, names: Any) -> tuple[str, ...]:
+    """One name or several, as a tuple."""
+    given = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else (names,)
+    if not all(isinstance(name, str) for name in given):
+        raise TypeError(f"{argument}={names!r}; pass a name or a list of names")
+    return given
+
+
+def checked_results(results: Any) -> tuple[str, ...]:
+    chosen = names_of("results", results)
     wrong = [name for name in chosen if name not in RESULTS]
     if wrong or not chosen:
         raise ValueError(f"results={results!r}; name some of {', '.join(RESULTS)}")

@@ -427,6 +427,9 @@ def test_a_source_that_changes_on_the_way_is_told(tmp_path, problems, monkeypatc
     ("options", "kind", "message"),
     [
         ({"results": ["weight"]}, ValueError, "name some of weights, loss"),
+        ({"results": 5}, TypeError, "results=5; pass a name or a list"),
+        ({"keep": [5]}, TypeError, r"keep=\[5\]; pass a name or a list"),
+        ({"keep": "rte"}, ValueError, "no column 'rte'"),
         ({"part_size": 0}, ValueError, "part_size=0; pass a whole number"),
         ({"share": (2, 2)}, ValueError, r"share=\(2, 2\)"),
         ({"share": 3}, TypeError, r"pass \(p, P\)"),
