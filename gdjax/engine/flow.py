@@ -20,7 +20,7 @@ from jax import lax
 from gdjax.engine import refill
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import AWAY, RUNNING, WAITING, Program
-from gdjax.engine.refill import Ended, Running, Start, sprinting, stride_of
+from gdjax.engine.refill import Running, Start, sprinting, stride_of
 from gdjax.engine.tile import by_problem, following, inward, outward, over_tiles, total
 
 GROUP = 32
@@ -50,7 +50,7 @@ Run = Callable[[Any, Any], tuple[Any, Any]]
 class Passed(NamedTuple):
     """Problems that have gone through lanes, and the updates for which each has had its lane, idle or not."""
 
-    ended: Ended
+    ended: Any
     spent: Any
 
 

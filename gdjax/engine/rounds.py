@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from gdjax.arena import aligned_empty
+from gdjax.engine.flow import Passed
 from gdjax.engine.program import AWAY, RAN_ALL_STEPS, RUNNING
 from gdjax.engine.refill import Ended, Running
 from gdjax.pieces import own, scatter
@@ -33,8 +34,9 @@ SHARE = 8
 FEW_BYTES = 128 * 1024
 """Problems whose lanes and data are no larger run straight to their end."""
 
-Run = Callable[[str, Any, Any, int, int, int], Any]
-"""`run(tile, inputs, flags, count, a, b)`: the outputs of a compiled tile for `count` problems."""
+Run = Callable[..., Any]
+"""`run(tile, inputs, flags, count, a, b)`: the outputs of a compiled tile for `count` problems, or those of them
+that are wanted, where a prefix of them follows that says so."""
 
 
 def rounds(
@@ -91,19 +93,28 @@ def rounds(
 def flowing(run: Run, name: str, inputs: Any, flags: Any, count: int, start: int, steps: int) -> Ended:
     """All problems to their ends through `gdjax.engine.flow`: `"fresh"` ones, or those in their lanes `"through"`. What
     its blocks leave goes through together, until nobody is left."""
-    ended, spent = run(name, inputs, flags, count, start, steps)
-    updates, left = int(spent.sum(dtype=np.int64)), np.flatnonzero(ended.lane["status"] == AWAY)
+    told = log.isEnabledFor(logging.INFO)
+    wanted = Passed(True, told)
+    ended, spent = run(name, inputs, flags, count, start, steps, wanted)
+    updates = int(spent.sum(dtype=np.int64)) if told else 0
+    left = away(ended)
     while len(left):
         seat_flags = Running(own(ended.lane), flags.data, flags.hyper)
         again = select(Running(ended.lane, inputs.data, inputs.hyper), seat_flags, left)
-        some, spent = run("through", again, seat_flags, len(left), start, steps)
+        some, spent = run("through", again, seat_flags, len(left), start, steps, wanted)
         ended = jax.tree.map(lambda whole, part, which=left: scatter(whole, part, which), ended, some)
-        updates, left = updates + int(spent.sum(dtype=np.int64)), left[some.lane["status"] == AWAY]
-    if log.isEnabledFor(logging.INFO):
+        updates, left = updates + (int(spent.sum(dtype=np.int64)) if told else 0), left[away(some)]
+    if told:
         before = start if name == "fresh" else inputs.lane["index"]
         taken = int(np.sum(ended.lane["index"] - before, dtype=np.int64))
         log.info("lanes went through %d updates, of which problems took %d", updates, taken)
     return ended
+
+
+def away(ended: Ended) -> np.ndarray:
+    """The problems that a block has left."""
+    status = ended.lane["status"]
+    return np.flatnonzero(status == AWAY) if status.min() == AWAY else np.arange(0)
 
 
 def closed(run: Run, whole: Running, flags: Running, kept: Any, start: int, steps: int, watch: Watch | None) -> Ended:
