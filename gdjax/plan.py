@@ -150,7 +150,7 @@ def lull(kind: Kind) -> int:
 
 def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:
     """The vmap plan. Its tile follows from the problem and the device alone: another shape might get other bits."""
-    tile = 384 if kind.shared else power_below(64 * 1024 / kind.bytes, VECTOR, 256)
+    tile = 192 if kind.shared else power_below(64 * 1024 / kind.bytes, VECTOR, 256)
     if not dev.is_host(device):
         tile = power_below(ACCELERATOR_BYTES / kind.bytes, VECTOR, 1 << 14)
     most = 1 if count <= tile else 16 if count <= 16 * tile else 1024
