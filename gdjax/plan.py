@@ -36,6 +36,9 @@ SMALL = 256
 LARGE = 2048
 """Others get tiles of this size: what a step of them reads and writes stays in the fastest cache."""
 
+SHARED = 192
+"""Problems to a tile under vmap where they share data: what lies between two matrix products stays in the cache."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -150,7 +153,7 @@ def lull(kind: Kind) -> int:
 
 def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:
     """The vmap plan. Its tile follows from the problem and the device alone: another shape might get other bits."""
-    tile = 192 if kind.shared else power_below(64 * 1024 / kind.bytes, VECTOR, 256)
+    tile = SHARED if kind.shared else power_below(64 * 1024 / kind.bytes, VECTOR, 256)
     if not dev.is_host(device):
         tile = power_below(ACCELERATOR_BYTES / kind.bytes, VECTOR, 1 << 14)
     most = 1 if count <= tile else 16 if count <= 16 * tile else 1024
