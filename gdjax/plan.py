@@ -156,6 +156,6 @@ def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:
     tile = SHARED if kind.shared else power_below(64 * 1024 / kind.bytes, VECTOR, 256)
     if not dev.is_host(device):
         tile = power_below(ACCELERATOR_BYTES / kind.bytes, VECTOR, 1 << 14)
-    most = 1 if count <= tile else 16 if count <= 16 * tile else 1024
+    most = next((tiles for tiles in (1, 16, 128) if count <= tiles * tile), 1024)
     tiles = power_below(BLOCK_BYTES / (tile * kind.bytes), 1, most)
     return Plan("vmap", tile, tiles, 1, reason)

@@ -98,12 +98,10 @@ def squared_loss(w: Weights, x: Weights, t: Number) -> Any:
     """Half the squared residual, l = ½(t − f(x, w))².
 
     Args:
-        w: weights, a number or a sequence of n numbers.
-        x: inputs, shaped as w.
-        t: target, a number.
+        w, x, t: as in `residual_loss`.
 
     Returns:
-        A number of the kind that came in.
+        A number of the kind that came in, in units of t squared.
 
     Raises:
         ValueError: as `predict`.
