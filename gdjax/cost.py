@@ -143,8 +143,6 @@ def moving(job: Job, option: Option, rates: Mapping[str, Calibration]) -> float:
     """Seconds for bringing the data to the devices and the results to where they are wanted."""
     results = job.problems * job.bytes_out
     total = job.problems * job.bytes_in + job.shared * len(option.devices)
-    if not job.placed and job.home == HOST:
-        return total / option.calibration.to + results / option.calibration.back
     seconds, elsewhere = 0.0, total
     for name, share in job.placed.items():
         elsewhere -= share * total
@@ -154,8 +152,8 @@ def moving(job: Job, option: Option, rates: Mapping[str, Calibration]) -> float:
     seconds += max(0.0, elsewhere) / option.calibration.to
     if job.home not in option.devices:
         seconds += results / option.calibration.back
-    if job.home != HOST and job.home not in option.devices:
-        seconds += results / rates[job.home].to
+        if job.home != HOST:
+            seconds += results / rates[job.home].to
     return seconds
 
 
@@ -189,6 +187,7 @@ def crossover(job: Job, options: Iterable[Option], rates: Mapping[str, Calibrati
 
 
 @functools.cache
-def shards(devices: int) -> list[int]:
+def shards(devices: int) -> tuple[int, ...]:
     """How many of so many devices of a kind are worth a thought: powers of two, and all of them."""
-    return sorted({1 << power for power in range(devices.bit_length()) if 1 << power <= devices} | {devices})
+    powers = {1 << power for power in range(devices.bit_length()) if 1 << power <= devices}
+    return tuple(sorted(powers | {devices}))

@@ -239,7 +239,7 @@ def staging_folder(folder: Path, identity: Any) -> Path:
 
 def names_of(argument: str, names: Any) -> tuple[str, ...]:
     """One name or several, as a tuple."""
-    given = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else (names,)
+    given = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else (names,)
     if not all(isinstance(name, str) for name in given):
         raise TypeError(f"{argument}={names!r}; pass a name or a list of names")
     return given

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -34,9 +33,16 @@ SHARE = 8
 FEW_BYTES = 128 * 1024
 """Problems whose lanes and data are no larger run straight to their end."""
 
-Run = Callable[..., Any]
-"""`run(tile, inputs, flags, count, a, b)`: the outputs of a compiled tile for `count` problems, or those of them
-that are wanted, where a prefix of them follows that says so."""
+
+class Run(Protocol):
+    """The outputs of a compiled tile for `count` problems; the others than those `wanted`, a prefix of them, are None.
+
+    `first` and `second` are what the tile is told beside its inputs.
+    """
+
+    def __call__(
+        self, name: str, inputs: Any, flags: Any, count: int, first: int, second: int, wanted: Any = None, /
+    ) -> Any: ...
 
 
 def rounds(
@@ -96,15 +102,15 @@ def flowing(run: Run, name: str, inputs: Any, flags: Any, count: int, start: int
     told = log.isEnabledFor(logging.INFO)
     wanted = Passed(True, told)
     ended, spent = run(name, inputs, flags, count, start, steps, wanted)
-    updates = int(spent.sum(dtype=np.int64)) if told else 0
-    left = away(ended)
+    passes, left = [spent], away(ended)
     while len(left):
         seat_flags = Running(own(ended.lane), flags.data, flags.hyper)
         again = select(Running(ended.lane, inputs.data, inputs.hyper), seat_flags, left)
         some, spent = run("through", again, seat_flags, len(left), start, steps, wanted)
         ended = jax.tree.map(lambda whole, part, which=left: scatter(whole, part, which), ended, some)
-        updates, left = updates + (int(spent.sum(dtype=np.int64)) if told else 0), left[away(some)]
+        passes, left = [*passes, spent], left[away(some)]
     if told:
+        updates = sum(int(spent.sum(dtype=np.int64)) for spent in passes)
         before = start if name == "fresh" else inputs.lane["index"]
         taken = int(np.sum(ended.lane["index"] - before, dtype=np.int64))
         log.info("lanes went through %d updates, of which problems took %d", updates, taken)
