@@ -6,6 +6,7 @@ A fresh page must be asked of the system and filled with zeros: for scalar probl
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import threading
 import weakref
@@ -66,6 +67,19 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     raw = ARENA.take(math.prod(shape) * dtype.itemsize + ALIGNED)
     address = raw.__array_interface__["data"][0]  # at half the cost of `ctypes.data`
     return np.ndarray(shape, dtype, raw, -address % ALIGNED)
+
+
+def aligned_together(wanted: Sequence[tuple[tuple[int, ...], Any]]) -> list[np.ndarray]:
+    """Such arrays of several shapes and dtypes. Little ones lie side by side in one block: asking for it costs most."""
+    types = [np.dtype(dtype) for _, dtype in wanted]
+    sizes = [math.prod(shape) * dtype.itemsize for (shape, _), dtype in zip(wanted, types, strict=True)]
+    ends = list(itertools.accumulate([-(-size // ALIGNED) * ALIGNED for size in sizes]))
+    if not ends or ends[-1] > LEAST:
+        return [aligned_empty(shape, dtype) for shape, dtype in wanted]
+    raw = np.empty(ends[-1] + ALIGNED, np.uint8)
+    begin = -raw.__array_interface__["data"][0] % ALIGNED
+    places = [begin, *[begin + end for end in ends[:-1]]]
+    return [np.ndarray(shape, dtype, raw, at) for (shape, _), dtype, at in zip(wanted, types, places, strict=True)]
 
 
 def aligned_full(shape: tuple[int, ...], value: Any, dtype: Any) -> np.ndarray:

@@ -25,14 +25,15 @@ def give(tree: Any, home: jax.Device) -> Any:
     What has no room there stays in host memory, a NumPy array. 64-bit leaves become NumPy arrays while
     `jax_enable_x64` is off: the first operation on such a `jax.Array` would narrow it without a word.
     """
-    leaves, tree_of = jax.tree.flatten(tree)
     keeps = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
-    narrowed = [leaf.dtype.itemsize == 8 and not keeps for leaf in leaves]
-    leaves = [np.asarray(leaf) if narrow else leaf for leaf, narrow in zip(leaves, narrowed, strict=True)]
-    moving = [n for n, leaf in enumerate(leaves) if not (narrowed[n] or isinstance(leaf, jax.Array))]
-    for n, placed in zip(moving, put([leaves[n] for n in moving], home), strict=True):
-        leaves[n] = placed
-    return jax.tree.unflatten(tree_of, leaves)
+    put = adopted if dev.is_host(home) else put_one
+
+    def given(leaf: Any) -> Any:
+        if leaf.dtype.itemsize == 8 and not keeps:
+            return np.asarray(leaf)
+        return put(leaf, home) if isinstance(leaf, np.ndarray) else leaf
+
+    return jax.tree.map(given, tree)
 
 
 def filled(count: int, value: int, device: jax.Device) -> Any:
@@ -48,13 +49,6 @@ def filled(count: int, value: int, device: jax.Device) -> Any:
     if out.nbytes <= FILLED_BYTES:
         FILLED["last"] = out
     return out
-
-
-def put(arrays: list[np.ndarray], home: jax.Device) -> list[jax.Array | np.ndarray]:
-    """The arrays on `home`, or where they are if there is no room for them there."""
-    if dev.is_host(home):
-        return [adopted(array, home) for array in arrays]
-    return [put_one(array, home) for array in arrays]
 
 
 def adopted(array: np.ndarray, home: jax.Device) -> jax.Array:
@@ -78,6 +72,7 @@ def place(home: jax.Device) -> jax.sharding.Sharding:
 
 
 def put_one(array: np.ndarray, home: jax.Device) -> jax.Array | np.ndarray:
+    """The array on a device with memory of its own, or where it is if there is no room for it there."""
     free = dev.room(home)
     if free is not None and array.nbytes > free:
         return array

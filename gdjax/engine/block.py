@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend import core
 
 from gdjax import device as dev
+from gdjax.arena import LEAST
 from gdjax.engine.copies import on_each
 from gdjax.engine.kernels import KERNELS
 from gdjax.engine.tile import blank, each_tile, following
@@ -141,6 +142,8 @@ def compile_block(
     traced = Traced(tile, shapes, number, number, real, *([number] if by_problem else []))
     several = plan.tiles > 1 and not by_problem
     room = like(traced.out, own[0], size) if several and on_host else ()
+    if sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(room)) <= LEAST:
+        room = ()  # small results are given away as they are
     as_one = on_host and plan.kernel == "lanes" and can_be_whole(traced.jaxpr)
     apart: list[jax.Device] = []
 
@@ -154,7 +157,7 @@ def compile_block(
             return one(inputs, start, steps, zero, used)
         if not several:
             return one(inputs, start, steps, zero)
-        buffers = room if on_host else blank(traced.out, own[0], size)
+        buffers = room if room else blank(traced.out, own[0], size)
         at = lambda first: (one(inputs, start, steps, zero, first), own[0])  # noqa: E731
         return each_tile(at, plan.tile, used, buffers)
 

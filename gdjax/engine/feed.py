@@ -14,7 +14,7 @@ from jax import lax
 
 from gdjax import device as dev
 from gdjax import memory
-from gdjax.arena import LEAST, aligned_empty
+from gdjax.arena import LEAST, aligned_together
 from gdjax.engine.block import Block
 from gdjax.engine.cuts import Cut, pieces, window
 from gdjax.engine.host import on_host, scalars
@@ -44,7 +44,7 @@ def run_block(
     own = jax.tree.leaves(flags)
     on_device = not dev.is_host(block.devices[0])
     drive = on_accelerators if on_device else functools.partial(on_host, updates=updates)
-    outputs = Outputs(block, count, on_device and stays(block, count), chosen(block, wanted))
+    outputs = Outputs(block, count, on_device and stays(block, count), chosen(block.out_tree, wanted))
     left = [(0, count)]
     while left:
         left = drive(block, leaves, own, tree, left, start, steps, outputs, smaller is not None)
@@ -54,17 +54,19 @@ def run_block(
     return jax.tree.unflatten(block.out_tree, outputs.whole())
 
 
-def chosen(block: Block, wanted: Any) -> list[bool]:
-    """Which of a block's outputs are wanted, of what a prefix of them says; None: all are."""
+@functools.lru_cache(1024)
+def chosen(tree: Any, wanted: Any) -> tuple[bool, ...]:
+    """Which of a block's outputs are wanted, of what a prefix of their `tree` says; None: all are."""
+    everything = [True] * tree.num_leaves
     if wanted is None:
-        return [True] * len(block.out_own)
-    return jax.tree.leaves(jax.tree.broadcast(wanted, jax.tree.unflatten(block.out_tree, block.out_own)))
+        return tuple(everything)
+    return tuple(jax.tree.leaves(jax.tree.broadcast(wanted, jax.tree.unflatten(tree, everything))))
 
 
 class Outputs:
     """The results of a batch as they come in: written into their place in host memory, or left on the device."""
 
-    def __init__(self, block: Block, count: int, stay: bool, wanted: list[bool]):
+    def __init__(self, block: Block, count: int, stay: bool, wanted: tuple[bool, ...]):
         self.wanted = wanted
         self.own = block.out_own
         self.shapes = [(count, *s.shape[1:]) for s in block.out_shapes]
@@ -87,9 +89,10 @@ class Outputs:
 
     def make_room(self) -> None:
         self.roomy = True
-        for index, flag in enumerate(self.own):
-            if flag and self.wanted[index]:
-                self.arrays[index] = aligned_empty(self.shapes[index], self.dtypes[index])
+        mine = [index for index, flag in enumerate(self.own) if flag and self.wanted[index]]
+        rooms = aligned_together([(self.shapes[index], self.dtypes[index]) for index in mine])
+        for index, room in zip(mine, rooms, strict=True):
+            self.arrays[index] = room
 
     def put(self, first: int, last: int, results: list[Any]) -> None:
         """The results of the problems from `first` to `last`, padding behind them."""
