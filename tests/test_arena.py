@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gdjax import arena
-from gdjax.arena import aligned_empty
+from gdjax.arena import ALIGNED, LEAST, aligned, aligned_empty, aligned_together
 from gdjax.placed import give
 
 
@@ -61,3 +61,21 @@ def test_small_arrays_are_left_to_the_system(kept):
     small = aligned_empty((1000,), np.float32)
     del small
     assert not kept
+
+
+@pytest.mark.parametrize("count", [0, 1, 37, LEAST])
+def test_arrays_that_are_made_together_do_not_touch(kept, count):
+    wanted = [((count,), np.float32), ((count, 3), np.float32), ((), np.int32), ((count,), np.int8)]
+    arrays = aligned_together(wanted)
+    assert [(array.shape, array.dtype) for array in arrays] == [(shape, np.dtype(dtype)) for shape, dtype in wanted]
+    assert all(map(aligned, arrays))
+    for number, array in enumerate(arrays):
+        array[...] = number
+    assert all(np.all(array == number) for number, array in enumerate(arrays))
+    del array, arrays
+    assert len(kept) == (3 if count == LEAST else 0), "large ones lie in blocks of their own, to come back one by one"
+
+
+def test_nothing_is_made_together_of_nothing(kept):
+    assert aligned_together([]) == []
+    assert ALIGNED <= LEAST

@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from problems import CASES, Case, same_bits, softmax_batch, softmax_regression
+from problems import CASES, Case, linear, same_bits, softmax_batch, softmax_regression
 
 import gdjax
 from gdjax import Plan, kernel, stop
 from gdjax.engine.kernels import KERNELS
+from gdjax.engine.program import Program
+from gdjax.rules import Descent, Transformation
 
 LANES, VMAP = Plan(kernel="lanes", tile=32, tiles=1, chunk=1), Plan(kernel="vmap", tile=32, tiles=1, chunk=1)
 
@@ -78,6 +81,34 @@ def test_what_a_product_of_one_term_is_made_of_is_not_rounded_twice():
     text = jax.jit(step).lower(*numbers, np.float32(-0.0)).compile().as_text()
     assert text.count(" subtract(") == 2
     assert " add(" not in text
+
+
+@pytest.mark.parametrize("rule", [Descent(), Transformation(optax.adam(0.1))], ids=["plain", "adam"])
+def test_what_several_look_at_is_summed_once(rule):
+    """On the CPU: XLA would sum the gradient anew for each moment of Adam, for the weights, and for the stop rule."""
+    points, weights, hyper = 24, 3, {"learning_rate": np.float32(0.1)}
+    program = Program(linear, rule, stop.gradient_below(1e-3))
+
+    def products(on_host):
+        lanes = KERNELS["lanes"](32)
+        lanes.on_host = on_host
+
+        def leap(w, x, t, zero):
+            lanes.zero = zero
+            moving = {"weights": w, "state": rule.init(w, None, hyper), "memory": (), "past": {}}
+            own = jax.tree.map(lambda leaf: leaf.ndim > 0, moving)
+            arguments = moving, jnp.int32(0), jnp.ones((), bool), (x, t), hyper
+            flags = own, False, False, (True, True), {"learning_rate": False}
+            return lanes.call(program.leap, arguments, flags)[0]
+
+        shapes = (weights, 32), (points, weights, 32), (points, 32), ()
+        lowered = jax.jit(leap).lower(*(jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes))
+        return lowered.compile().as_text().count(" multiply(")
+
+    once = points + weights  # there and back, a row of products at a time
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+        assert once <= products(on_host=True) < 1.5 * once
+        assert products(on_host=False) > 1.5 * once
 
 
 # --- the order of sums -----------------------------------------------------------------------------------------------

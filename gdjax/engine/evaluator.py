@@ -224,7 +224,7 @@ INLINED: dict[str, str | Callable[..., Any]] = {
 
 SIMPLE = frozenset(
     """abs add add_any and convert_element_type copy copy_p eq ge gt integer_pow is_finite le lt max min mul ne neg
-    not or
+    not or optimization_barrier
     select_n sign sqrt square sub broadcast_in_dim reshape squeeze dot_general reduce_max stop_gradient""".split()
 )
 """Operations that are one instruction or none on a vector unit."""

@@ -27,6 +27,7 @@ class Kernel:
     def __init__(self, size: int):
         self.size = size
         self.zero: Any = np.float32(-0.0)
+        self.on_host = False
         self.traced: dict[Any, Any] = {}
 
     def call(
@@ -97,7 +98,7 @@ class Lanes(Kernel):
 
     def run(self, closed: Any, leaves: list[Any], own: list[bool], varies: list[bool], out: list[bool]) -> list[Any]:
         values = [Value(*each) for each in zip(leaves, own, varies, strict=True)]
-        results = lanes.Lanes(self.size, self.zero).run(closed.jaxpr, closed.consts, values)
+        results = lanes.Lanes(self.size, self.zero, self.on_host).run(closed.jaxpr, closed.consts, values)
         return [
             lanes.spread(r, lanes.shape_of(r), self.size) if flag else r.array
             for r, flag in zip(results, out, strict=True)

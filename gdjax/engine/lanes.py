@@ -37,11 +37,12 @@ def spread(value: Value, shape: tuple[int, ...], size: int) -> Any:
 
 
 class Lanes(Evaluator):
-    """The walk in which problems lie along the last axis, `size` of them."""
+    """The walk in which problems lie along the last axis, `size` of them, on a CPU if `on_host`."""
 
-    def __init__(self, size: int, zero: Any):
+    def __init__(self, size: int, zero: Any, on_host: bool = False):
         super().__init__(zero)
         self.size = size
+        self.on_host = on_host
         # By the id of an array; the array is held beside, so that no other gets its id.
         self.multiples: dict[int, tuple[Any, Any, Any]] = {}
 
@@ -55,6 +56,9 @@ class Lanes(Evaluator):
             return self.scan(eqn, operands)
         if name == "split":
             return list(lax.split(operands[0].array, eqn.params["sizes"], eqn.params["axis"]))
+        if name == "optimization_barrier":
+            arrays = [spread(v, shape_of(v), self.size) for v in operands]
+            return self.kept(arrays) if self.on_host else arrays
         if name == "mul" and (factor := number(operands)) is not None:
             return [self.multiple(eqn, operands, factor)]
         if name in ELEMENTWISE:
@@ -63,6 +67,19 @@ class Lanes(Evaluator):
         if name in RULES:
             return [RULES[name](self, operands, eqn)]
         raise UnsupportedError(f"operation {name!r} has no lane form")
+
+    def kept(self, arrays: list[Any]) -> list[Any]:
+        """The same arrays, put down in memory for all that look at them.
+
+        XLA's CPU compiler fuses by repeating, and drops barriers before it does. What a loop carries it cannot fuse; of
+        this one, which takes a single turn, it does not know the length.
+        """
+
+        def turn(state: Any) -> Any:
+            pending, held = state
+            return jnp.zeros((), bool), [jnp.where(pending, array, jnp.zeros_like(array)) for array in held]
+
+        return lax.while_loop(lambda state: state[0], turn, (self.zero == 0, arrays))[1]
 
     def multiple(self, eqn: Any, operands: list[Value], factor: Any) -> Any:
         """`c·(d·x)` as `(c·d)·x` where d is a power of two: of the derivative of `½e²` no `½·(2·e)` is left.

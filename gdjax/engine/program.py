@@ -57,6 +57,8 @@ class Program:
         own would have every step computed once more; elsewhere `healthy` goes false.
         """
         gradient = jax.grad(self.loss)(weights, *data)
+        if not self.rule.sticky:  # for plain descent each entry is looked at once
+            gradient = computed_once(gradient, weights, data)
         new, state = self.rule.update(gradient, state, weights, index, self.bound(data), hyper)
         if not self.rule.lasting:
             healthy = healthy & finite(gradient) & finite(new)
@@ -64,9 +66,14 @@ class Program:
             new = jax.tree.map(lambda w, g: jnp.where(jnp.isfinite(g), w, jnp.full_like(w, jnp.nan)), new, gradient)
         return new, state, healthy
 
+    def slope(self, weights: Any, data: Any) -> tuple[Any, Any]:
+        """Loss and gradient."""
+        loss, gradient = jax.value_and_grad(self.loss)(weights, *data)
+        return loss, computed_once(gradient, weights, data)
+
     def report(self, weights: Any, data: Any) -> tuple[Any, Any]:
         """Loss and largest absolute gradient entry."""
-        loss, gradient = jax.value_and_grad(self.loss)(weights, *data)
+        loss, gradient = self.slope(weights, data)
         return loss, largest(gradient)
 
     def begin(self, weights: Any, state: Any, index: Any, data: Any) -> dict[str, Any]:
@@ -99,7 +106,7 @@ class Program:
     def look(self, lane: dict[str, Any], data: Any, hyper: Any) -> tuple[dict[str, Any], Any, Any]:
         """`(lane after one update, whether the rule holds before it, whether the update is finite)`."""
         weights = lane["weights"]
-        loss, gradient = jax.value_and_grad(self.loss)(weights, *data)
+        loss, gradient = self.slope(weights, data)
         done, memory = self.finished(lane, loss, gradient)
         new, state = self.rule.update(gradient, lane["state"], weights, lane["index"], self.bound(data), hyper)
         after = {
@@ -166,7 +173,7 @@ class Program:
     def figure(self, lane: dict[str, Any], data: Any) -> Any:
         """What is recorded of a problem at its current weights."""
         assert self.record is not None
-        step = seen(lane, *jax.value_and_grad(self.loss)(lane["weights"], *data))
+        step = seen(lane, *self.slope(lane["weights"], data))
         return jax.tree.map(jnp.asarray, self.record(step))
 
     def noted(self, lane: dict[str, Any], data: Any) -> Any:
@@ -189,6 +196,16 @@ class Program:
         scalar = jax.eval_shape(self.loss, weights, *data).dtype
         past = {"previous_loss": jnp.full((), jnp.inf, scalar), "update_norm": jnp.full((), jnp.inf, widest(weights))}
         return {name: past[name] for name in self.remembered(weights, data, past)}
+
+
+def computed_once(gradient: Any, weights: Any, data: Any) -> Any:
+    """The gradient, for several that look at it: new weights, the moments of a rule, a stop rule.
+
+    The barrier says to the lanes kernel that compilers shall not sum over the problem's data anew for each of them.
+    Where a problem is scalars throughout, to repeat is cheaper.
+    """
+    flat = all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves((weights, data)))
+    return gradient if flat else jax.lax.optimization_barrier(gradient)
 
 
 def seen(lane: dict[str, Any], loss: Any, gradient: Any) -> Step:

@@ -144,7 +144,6 @@ def striding(
     seats, seated = at_rest(lane)
     seats_own, rest_own = jax.tree.map(lambda _: True, seats), (flags.data, flags.hyper)
     running = lane["status"] == RUNNING
-    flat = chunk > 1 or all(leaf.ndim == 1 for leaf in jax.tree.leaves((lane["weights"], data)))
     moving, _ = kernel.call(program.mark, (seats, running), (seats_own, True))
 
     def ahead(moving: Any, taken: Any, count: Any) -> Any:
@@ -160,24 +159,10 @@ def striding(
 
         def turn(number: Any, moving: Any) -> Any:
             quiet, quiet_own = jnp.ones((), bool), False
-            if flat:
-                for step in range(chunk):
-                    moving, quiet, quiet_own = leap(number * chunk + step, moving, quiet, quiet_own)
-            else:
-                moving, quiet, quiet_own = apart(number, moving)
+            for step in range(chunk):
+                moving, quiet, quiet_own = leap(number * chunk + step, moving, quiet, quiet_own)
             marked, own = kernel.call(program.mark, (moving, quiet), (seats_own, quiet_own))
             return kernel.spread(marked, own, seats_own)
-
-        def apart(number: Any, moving: Any) -> tuple[Any, Any, bool]:
-            """A leap in a loop of one turn, so that every weight is not made to compute the whole gradient for the
-            sake of its mark."""
-
-            def once(_: Any, carry: Any) -> Any:
-                moving, quiet = carry
-                moved, quiet, quiet_own = leap(number, moving, quiet, True)
-                return moved, kernel.spread(quiet, quiet_own, True)
-
-            return *lax.fori_loop(0, jnp.minimum(count, 1), once, (moving, running | True)), True
 
         # A loop, be it of one turn, whose length the compiler does not know: it must not merge the strides into the
         # choices after them, each of which would repeat the strides (XLA's CPU backend fuses by repeating).

@@ -327,6 +327,7 @@ MOVES = {
     "dynamic_update_slice": 2,
     "expand_dims": 1,
     "gather": 1,
+    "optimization_barrier": None,
     "pad": 2,
     "reshape": 1,
     "rev": 1,
