@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from gdjax.engine.evaluator import Evaluator, UnsupportedError, Value, loop_operands
+from gdjax.engine.materialise import materialised
 from gdjax.engine.rewrites import log1p as vector_log1p
 
 
@@ -58,7 +59,7 @@ class Lanes(Evaluator):
             return list(lax.split(operands[0].array, eqn.params["sizes"], eqn.params["axis"]))
         if name == "optimization_barrier":
             arrays = [spread(v, shape_of(v), self.size) for v in operands]
-            return self.kept(arrays) if self.on_host else arrays
+            return materialised(arrays, self.zero) if self.on_host else arrays
         if name == "mul" and (factor := number(operands)) is not None:
             return [self.multiple(eqn, operands, factor)]
         if name in ELEMENTWISE:
@@ -67,19 +68,6 @@ class Lanes(Evaluator):
         if name in RULES:
             return [RULES[name](self, operands, eqn)]
         raise UnsupportedError(f"operation {name!r} has no lane form")
-
-    def kept(self, arrays: list[Any]) -> list[Any]:
-        """The same arrays, put down in memory for all that look at them.
-
-        XLA's CPU compiler fuses by repeating, and drops barriers before it does. What a loop carries it cannot fuse; of
-        this one, which takes a single turn, it does not know the length.
-        """
-
-        def turn(state: Any) -> Any:
-            pending, held = state
-            return jnp.zeros((), bool), [jnp.where(pending, array, jnp.zeros_like(array)) for array in held]
-
-        return lax.while_loop(lambda state: state[0], turn, (self.zero == 0, arrays))[1]
 
     def multiple(self, eqn: Any, operands: list[Value], factor: Any) -> Any:
         """`c·(d·x)` as `(c·d)·x` where d is a power of two: of the derivative of `½e²` no `½·(2·e)` is left.

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gdjax.engine.kernels import Kernel
+from gdjax.engine.materialise import materialised
 
 ROW = 16
 """Lanes in a vector of the widest kind."""
@@ -29,10 +30,18 @@ def by_problem(engine: Any) -> Any:
 def inward(kernel: Kernel, tree: Any, flags: Any) -> Any:
     """A tile as the user lays it, problems in front, brought into the kernel's layout.
 
-    The barrier keeps the transposition out of the loop: XLA would otherwise merge it into every step's reads.
+    The barrier keeps the transposition out of the loop: XLA would otherwise merge it into every step's reads. On the
+    CPU it would still go back to the user's layout before and after the loop.
     """
     moved = jax.tree.map(lambda leaf, flag: jnp.moveaxis(leaf, 0, kernel.axis) if flag else leaf, tree, flags)
-    return lax.optimization_barrier(moved) if kernel.axis != 0 else moved
+    if kernel.axis == 0:
+        return moved
+    leaves, structure = jax.tree.flatten(lax.optimization_barrier(moved))
+    turned = [n for n, flag in enumerate(jax.tree.leaves(flags)) if flag and leaves[n].ndim > 1]
+    if kernel.on_host and turned:
+        for n, leaf in zip(turned, materialised([leaves[n] for n in turned], kernel.zero), strict=True):
+            leaves[n] = leaf
+    return jax.tree.unflatten(structure, leaves)
 
 
 def outward(kernel: Kernel, tree: Any, flags: Any) -> Any:
