@@ -159,6 +159,11 @@ def logistic_stop_inputs(case: Case, count: int, rng: np.random.Generator) -> In
     return Inputs(w, (x, y), r)
 
 
+def logistic_equal_inputs(case: Case, count: int, rng: np.random.Generator) -> Inputs:
+    """One of these problems, over and over: all need the same number of steps."""
+    return logistic_stop_inputs(case, 1, rng).take(np.zeros(count, int), shared=False)
+
+
 EVERYONE = (
     "gdjax",
     "vmap",
@@ -321,6 +326,19 @@ CASES: dict[str, Case] = {
             title="scalar, gradient rule, all need 1,000 steps, 200k",
             needed=(1000, 1000),
             programs=("gdjax", "gdjax, fixed steps", "vmap", "numba", "c loop"),
+            targets=(Target("gdjax, fixed steps", 0.6, 0.9),),
+        ),
+        replace(
+            _logistic,
+            name="stop-equal-logistic",
+            title="logistic regression, 50 points x 5 weights, gradient rule, all alike, 20k",
+            problems=20_000,
+            steps=20_000,
+            make=logistic_equal_inputs,
+            programs=("gdjax", "gdjax, fixed steps", "vmap"),
+            points=50,
+            weights=5,
+            tolerance=1e-3,
             targets=(Target("gdjax, fixed steps", 0.6, 0.9),),
         ),
         *(

@@ -45,7 +45,7 @@ class Ended(NamedTuple):
     gradient_norm: Any
 
 
-STRIDE, LIGHT_STRIDE = 8, 16
+STRIDE, LIGHT_STRIDE = 4, 16
 """Updates from one look at whether anything happened to the next, to begin with; and where several are fused."""
 
 PATIENCE = 16
@@ -55,6 +55,9 @@ LONGEST = 32
 
 PASSES_PER_CHECK = 2
 """How often a tile asks whether any of its lanes still runs."""
+
+LAST_STEPS, LAST_LIGHT_STEPS = 2, 4
+"""Updates one by one between two such questions; and where several are fused before."""
 
 Tile = Callable[[Any], tuple[Any, Any]]
 
@@ -197,7 +200,8 @@ def finish(kernel: Kernel, program: Program, chunk: int, flags: Running, start: 
         def running(carry: Any) -> Any:
             return jnp.any(carry[0]["status"] == RUNNING)
 
-        (lane,) = lax.while_loop(running, lambda carry: lax.fori_loop(0, 4, one, carry), carry)
+        several = LAST_STEPS if chunk == 1 else LAST_LIGHT_STEPS
+        (lane,) = lax.while_loop(running, lambda carry: lax.fori_loop(0, several, one, carry), carry)
         own = carry_flags[0]
         report, report_flags = kernel.call(
             program.report, (lane["weights"], data), (own["weights"], flags.data), carried=1
