@@ -303,6 +303,7 @@ CASES: dict[str, Case] = {
             for sweep, steps, programs in (
                 ("size", 240, ("gdjax", "vmap", "numba", "c loop")),
                 ("long", 2_400, ("gdjax", "c loop")),
+                ("longest", 24_000, ("gdjax",)),
             )
             for size in _SIZES
         ),
