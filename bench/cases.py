@@ -245,6 +245,13 @@ _stop = Case(
     targets=(Target("vmap", 50, 120), Target("numba", 5, 12)),
 )
 
+SIZE_SWEEPS = {
+    "size": (240, ("gdjax", "vmap", "numba", "c loop")),
+    "long": (2_400, ("gdjax", "c loop")),
+    "longest": (24_000, ("gdjax",)),
+}
+"""Steps and programs of the sweeps over the number of problems."""
+
 _SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 _SPREADS = ((316, 316), (100, 1_000), (32, 3_162), (10, 10_000), (1, 100_000))
 
@@ -300,11 +307,7 @@ CASES: dict[str, Case] = {
                 targets=(),
                 sweep=sweep,
             )
-            for sweep, steps, programs in (
-                ("size", 240, ("gdjax", "vmap", "numba", "c loop")),
-                ("long", 2_400, ("gdjax", "c loop")),
-                ("longest", 24_000, ("gdjax",)),
-            )
+            for sweep, (steps, programs) in SIZE_SWEEPS.items()
             for size in _SIZES
         ),
         _stop,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.cases import SIZE_SWEEPS
 from bench.rounds import LIMITS, Result, Row
 from gdjax.files import replacing
 
@@ -126,7 +127,7 @@ def promises(results: list[Result]) -> list[list[str]]:
                 met = "aim" if target["aim"] is not None and ratio[0] >= target["aim"] else met
             least, aim = number(target["least"]), number(target["aim"])
             lines.append([result.case, target["program"], found, least, aim, met])
-    for sweep in ("size", "long"):
+    for sweep in SIZE_SWEEPS:
         sizes = [result for result in results if result.sweep == sweep and result.row("gdjax")]
         if len(sizes) < 2:
             continue
