@@ -33,8 +33,9 @@ VECTOR = 32
 SMALL = 256
 """Scalar batches up to this size get a tile of this size."""
 
-LARGE = 2048
-"""Others get tiles of this size: what a step of them reads and writes stays in the fastest cache."""
+LARGE = 1024
+"""Others get tiles of this size: what a step of them reads and writes stays in the fastest cache, and of some ten thousand
+problems each worker gets as many."""
 
 SHARED = 192
 """Problems to a tile under vmap where they share data: what lies between two matrix products stays in the cache."""
@@ -118,7 +119,7 @@ def default(kind: Kind, device: jax.Device, count: int) -> Plan:
         return Plan("lanes", tile, 1, 16 if kind.elementwise else 1)
     if kind.elementwise:
         last, chunk = LARGE, 3
-        ladder = [(SMALL, 1), (SMALL, 8), (LARGE, 8), (LARGE, 32)]
+        ladder = [(SMALL, 1), (SMALL, 8), (LARGE, 16), (LARGE, 64)]
     else:
         last, chunk = power_below(CACHE_BYTES / kind.bytes, VECTOR, 1024), 1
         ladder = [(last, 1), (last, 16)]
