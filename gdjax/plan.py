@@ -34,8 +34,8 @@ SMALL = 256
 """Scalar batches up to this size get a tile of this size."""
 
 LARGE = 1024
-"""Others get tiles of this size: what a step of them reads and writes stays in the fastest cache, and of some ten thousand
-problems each worker gets as many."""
+"""Others get tiles of this size: what a step of them reads and writes stays in the fastest cache, and some ten thousand
+problems divide evenly among the workers."""
 
 SHARED = 192
 """Problems to a tile under vmap where they share data: what lies between two matrix products stays in the cache."""
