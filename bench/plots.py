@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.cases import SIZE_SWEEPS
 from bench.rounds import LIMITS, Result
 from gdjax.files import replacing
 
@@ -14,6 +15,7 @@ STYLES = {
     "gdjax": ("#D55E00", "o"),
     "gdjax, fixed steps": ("#D55E00", "*"),
     "gdjax, 2,400 steps": ("#D55E00", "*"),
+    "gdjax, 24,000 steps": ("#D55E00", "^"),
     "vmap": ("#0072B2", "s"),
     "optax": ("#56B4E9", "^"),
     "jaxopt": ("#56B4E9", "v"),
@@ -55,10 +57,11 @@ def sizes(results: list[Result]) -> Any:
         kept = [(n, row.steps_per_second / 1e9) for n, row in points if row and row.steps_per_second]
         if kept:
             line(axes, program, *map(list, zip(*kept, strict=True)))
-    rows = [(result.problems, result.row("gdjax")) for result in results if result.sweep == "long"]
-    long = sorted((n, row.steps_per_second / 1e9) for n, row in rows if row and row.steps_per_second)
-    if long:
-        line(axes, "gdjax, 2,400 steps", *map(list, zip(*long, strict=True)))
+    for name, (steps, _) in list(SIZE_SWEEPS.items())[1:]:
+        rows = [(result.problems, result.row("gdjax")) for result in results if result.sweep == name]
+        longer = sorted((n, row.steps_per_second / 1e9) for n, row in rows if row and row.steps_per_second)
+        if longer:
+            line(axes, f"gdjax, {steps:,} steps", *map(list, zip(*longer, strict=True)))
     axes.set(
         xscale="log",
         yscale="log",
