@@ -70,7 +70,7 @@ def sizes(results: list[Result]) -> Any:
         title="Scalar problems, 240 steps where not said: speed over batch size",
     )
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    figure.legend(loc="outside right center")  # within, it would hide a line
     return figure
 
 

@@ -58,6 +58,25 @@ def compiled(monkeypatch):
 
 
 @pytest.mark.parametrize("rule", [None, stop.gradient_below(1e-3)], ids=["fixed", "stop"])
+def test_arithmetic_is_done_on_what_the_tile_has_laid_out(compiled, rule):
+    """Problems last: for the report, which comes after the loop, XLA would gather from the user's layout."""
+    gdjax.minimize(
+        lambda w, x, t: 0.5 * jnp.mean((x @ w - t) ** 2), W, (X, T), learning_rate=0.04, steps=9, stop=rule, plan=SMALL
+    )
+    seen = 0
+    for made in compiled:
+        for computation in re.split(r"\n(?=%|ENTRY)", made.executables[0].as_text()):
+            if " multiply(" in computation:
+                layouts = [
+                    [int(axis) for axis in layout.split(",")]
+                    for layout in re.findall(r"\{([\d,]+)\} parameter\(", computation)
+                ]
+                seen += len(layouts)
+                assert layouts == [sorted(layout, reverse=True) for layout in layouts], computation
+    assert seen
+
+
+@pytest.mark.parametrize("rule", [None, stop.gradient_below(1e-3)], ids=["fixed", "stop"])
 @pytest.mark.parametrize("loss", [left_out, folded, library, sorting], ids=lambda f: f.__name__)
 def test_whatever_a_loss_makes_of_its_arguments(loss, rule, compiled):
     data, axes = ((X, T, SHARED), (0, 0, None)) if loss in (library, sorting) else ((X, T), 0)

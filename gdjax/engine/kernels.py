@@ -19,7 +19,7 @@ class Kernel:
     """Calls functions of one problem on a tile of `size` problems.
 
     Values travel as pytrees with pytrees of flags: whether a leaf has the problem axis, which lies at `axis`. What no
-    problem owns (a step counter, shared data) stays without it.
+    problem owns (a step counter, shared data) stays without it. `on_host` says that a CPU is compiled for.
     """
 
     axis: int

@@ -202,14 +202,14 @@ class Program:
         return {name: past[name] for name in self.remembered(weights, data, past)}
 
 
-def computed_once(gradient: Any, weights: Any, data: Any) -> Any:
-    """The gradient, or the weights, for several that look at it: new weights, the moments of a rule, a stop rule.
+def computed_once(tree: Any, weights: Any, data: Any) -> Any:
+    """A gradient, say, for several that look at it: new weights, the moments of a rule, a stop rule.
 
     The barrier says to the lanes kernel that compilers shall not sum over the problem's data anew for each of them.
     Where a problem is scalars throughout, to repeat is cheaper.
     """
     flat = all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves((weights, data)))
-    return gradient if flat else jax.lax.optimization_barrier(gradient)
+    return tree if flat else jax.lax.optimization_barrier(tree)
 
 
 def seen(lane: dict[str, Any], loss: Any, gradient: Any) -> Step:
