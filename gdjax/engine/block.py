@@ -127,7 +127,8 @@ def compile_block(
 ) -> Block:
     """Compile `engine`'s tile of `program` for inputs like these, on every device."""
     kernel, size, on_host = KERNELS[plan.kernel](plan.tile), plan.tile * plan.tiles, dev.is_host(devices[0])
-    by_problem, kernel.on_host = getattr(engine, "by_problem", False), on_host
+    kernel.on_host = on_host
+    by_problem = getattr(engine, "by_problem", False)
     number, real = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
     problems = like(inputs, flags, size)
     own: list[Any] = []

@@ -150,20 +150,17 @@ def striding(
     moving, _ = kernel.call(program.mark, (seats, running), (seats_own, True))
 
     def ahead(moving: Any, taken: Any, count: Any) -> Any:
-        def leap(number: Any, moving: Any, quiet: Any, quiet_own: bool) -> tuple[Any, Any, bool]:
-            index = seated + (taken + number)
-            (moving, quiet), (own, quiet_own) = kernel.call(
-                program.leap,
-                (moving, index, quiet, data, hyper),
-                (seats_own, True, quiet_own, *rest_own),
-                carried=3,
-            )
-            return kernel.spread(moving, own, seats_own), quiet, quiet_own
-
         def turn(number: Any, moving: Any) -> Any:
             quiet, quiet_own = jnp.ones((), bool), False
             for step in range(chunk):
-                moving, quiet, quiet_own = leap(number * chunk + step, moving, quiet, quiet_own)
+                index = seated + (taken + (number * chunk + step))
+                (moving, quiet), (own, quiet_own) = kernel.call(
+                    program.leap,
+                    (moving, index, quiet, data, hyper),
+                    (seats_own, True, quiet_own, *rest_own),
+                    carried=3,
+                )
+                moving = kernel.spread(moving, own, seats_own)
             marked, own = kernel.call(program.mark, (moving, quiet), (seats_own, quiet_own))
             return kernel.spread(marked, own, seats_own)
 
