@@ -9,14 +9,18 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxlib import xla_client
 
 from gdjax.arena import host_room
+
+log = logging.getLogger("gdjax")
 
 INSTALL = {
     "gpu": 'pip install "gdjax[cuda]"',
@@ -243,6 +247,27 @@ def cast(array: Any, dtype: Any) -> Any:
 def is_host(device: jax.Device) -> bool:
     """Whether the device computes in the host's own memory, where slices of NumPy arrays cost nothing to pass."""
     return platform_of(device) == "cpu"
+
+
+def runs_on(device: jax.Device) -> jax.Device:
+    """The device that programs for `device` are compiled for: the host has one that runs them where they are called.
+
+    JAX's own CPU client hands every program to threads of its pool, which costs some 30 microseconds a call and has the
+    results copied out by a core that did not compute them.
+    """
+    return (host_in_place() or device) if is_host(device) else device
+
+
+@functools.cache
+def host_in_place() -> jax.Device | None:
+    """The host as the one device of a client of our own, whose programs run in the thread that calls them; None where
+    jaxlib makes no such client. Its arrays are never given to users."""
+    try:
+        client: Any = xla_client.make_cpu_client(asynchronous=False, num_devices=1)
+        return client.local_devices()[0]
+    except (AttributeError, TypeError, RuntimeError) as error:
+        log.info("programs on the CPU run in JAX's own threads: %s", error)
+        return None
 
 
 def workers(device: jax.Device) -> int:

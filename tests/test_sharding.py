@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from problems import CASES, answers, compilations, same_bits
 
 import gdjax
-from gdjax import blocks, stop
+from gdjax import blocks, device, stop
 from gdjax.engine import copies
 
 CPUS = jax.devices("cpu")
@@ -93,16 +93,22 @@ def test_a_run_in_shards_goes_on_elsewhere():
     assert same_bits(answers(on), answers(way.solve(device="cpu", steps=18)))
 
 
-def test_every_device_gets_its_share(monkeypatch):
+@pytest.fixture
+def many(monkeypatch):
+    """Programs run on the virtual devices themselves, as on accelerators, and not on the one that stands for them."""
+    monkeypatch.setattr(device, "host_in_place", lambda: None)
+
+
+def test_every_device_gets_its_share(monkeypatch, many):
     """As many tiles on each device as on any other, and none idle while there is a problem for it."""
     tiles, one_by_one = collections.Counter(), threading.Lock()
     compile_block = blocks.compile_block
 
     def counting(*arguments):
-        def counted(executable, device):
+        def counted(executable, where):
             def run(inputs, start, steps, used, *others):
                 with one_by_one:
-                    tiles[device] += int(used)
+                    tiles[where] += int(used)
                 return executable(inputs, start, steps, used, *others)
 
             return run
@@ -127,7 +133,11 @@ def test_every_device_gets_its_share(monkeypatch):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_eight_devices_compile_what_one_does(rule):
+@pytest.mark.parametrize("place", ["one for all", "many"])
+def test_eight_devices_compile_what_one_does(rule, place, request):
+    if place == "many":
+        request.getfixturevalue("many")
+
     def programs(**options):
         loss = lambda w, x: (w - x) ** 2 + 0.1 * w  # noqa: E731
         w = np.ones(1000, np.float32)
@@ -145,7 +155,7 @@ def test_eight_devices_compile_what_one_does(rule):
     assert compiled == []
 
 
-def test_devices_that_cannot_load_compile_for_themselves(monkeypatch):
+def test_devices_that_cannot_load_compile_for_themselves(monkeypatch, many):
     def refuse(*_):
         raise RuntimeError("cannot be written down")
 

@@ -126,7 +126,8 @@ def compile_block(
     engine: TileFunction, program: Any, plan: Plan, inputs: Any, flags: Any, devices: Sequence[jax.Device]
 ) -> Block:
     """Compile `engine`'s tile of `program` for inputs like these, on every device."""
-    kernel, size, on_host = KERNELS[plan.kernel](plan.tile), plan.tile * plan.tiles, dev.is_host(devices[0])
+    places = tuple(dev.runs_on(device) for device in devices)
+    kernel, size, on_host = KERNELS[plan.kernel](plan.tile), plan.tile * plan.tiles, dev.is_host(places[0])
     kernel.on_host = on_host
     by_problem = getattr(engine, "by_problem", False)
     number, real = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
@@ -148,23 +149,19 @@ def compile_block(
     as_one = on_host and plan.kernel == "lanes" and can_be_whole(traced.jaxpr)
     apart: list[jax.Device] = []
 
-    def at_tile(inputs: Any, start: Any, steps: Any, zero: Any, first: Any) -> Any:
-        return traced(following(inputs, flags, plan.tile, first), start, steps, zero)
-
-    tile_of = at_tile if several else traced
-
-    def block(one: Callable[..., Any], inputs: Any, start: Any, steps: Any, used: Any, zero: Any, room: Any) -> Any:
+    def block(inputs: Any, start: Any, steps: Any, used: Any, zero: Any, room: Any) -> Any:
         if by_problem:
-            return one(inputs, start, steps, zero, used)
+            return traced(inputs, start, steps, zero, used)
         if not several:
-            return one(inputs, start, steps, zero)
-        buffers = room if room else blank(traced.out, own[0], size)
-        at = lambda first: (one(inputs, start, steps, zero, first), own[0])  # noqa: E731
-        return each_tile(at, plan.tile, used, buffers)
+            return traced(inputs, start, steps, zero)
 
-    def compiled(device: jax.Device, one: Callable[..., Any]) -> Any:
+        def at(first: Any) -> tuple[Any, Any]:
+            return traced(following(inputs, flags, plan.tile, first), start, steps, zero), own[0]
+
+        return each_tile(at, plan.tile, used, room if room else blank(traced.out, own[0], size))
+
+    def compiled(device: jax.Device, function: Callable[..., Any]) -> Any:
         here = jax.sharding.SingleDeviceSharding(device)
-        function = functools.partial(block, one)
         jitted = jax.jit(function, in_shardings=here, out_shardings=here, donate_argnums=ROOM)
         lowered = jitted.lower(problems, number, number, number, real, room)
         return lowered.compile(compiler_options=dev.compiler_options(device))
@@ -172,21 +169,21 @@ def compile_block(
     def best(device: jax.Device) -> Any:
         if as_one:
             try:
-                return compiled(device, whole(tile_of))
+                return compiled(device, whole(block))
             except jax.errors.JaxRuntimeError as error:
                 if dev.out_of_memory(error):
                     raise
-                log.info("a tile is not compiled whole: %s", error)
+                log.info("a block is not compiled whole: %s", error)
                 apart.append(device)
-        return compiled(device, tile_of)
+        return compiled(device, block)
 
-    executables = on_each(best, devices)
+    executables = on_each(best, places)
     leaves, tree = jax.tree.flatten(executables[0].out_info)
     x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
     return Block(
         plan,
         executables,
-        tuple(devices),
+        places,
         tree,
         tuple(leaves),
         tuple(jax.tree.leaves(own[0])),

@@ -23,8 +23,8 @@ def on_each(compiled: Callable[[jax.Device], Any], devices: Sequence[jax.Device]
     """An executable per device, in their order; `compiled` compiles for one of them."""
     first, *others = devices
     original = compiled(first)
-    if not others:
-        return (original,)
+    if all(device == first for device in others):
+        return (original,) * len(devices)
     try:
         written, inputs, outputs = serialize_executable.serialize(original)
         return original, *(loaded(written, inputs, outputs, device) for device in others)

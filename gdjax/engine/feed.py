@@ -20,7 +20,7 @@ from gdjax.engine.cuts import Cut, pieces, window
 from gdjax.engine.host import on_host, scalars
 
 AHEAD = 2
-"""Pieces in flight per worker: one runs while the next is placed. The inputs of more would pile up there."""
+"""Pieces in flight on an accelerator: one runs while the next is placed. The inputs of more would pile up there."""
 
 
 def run_block(
@@ -134,7 +134,7 @@ class Outputs:
 
 def in_flight(devices: Sequence[jax.Device]) -> int:
     """How many calls are under way at a time in one memory."""
-    return AHEAD * (dev.side_by_side(devices) if dev.is_host(devices[0]) else 1)
+    return dev.side_by_side(devices) if dev.is_host(devices[0]) else AHEAD
 
 
 def stays(block: Block, count: int) -> bool:

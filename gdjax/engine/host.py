@@ -18,7 +18,7 @@ import numpy as np
 from gdjax import device as dev
 from gdjax.engine.block import Block
 from gdjax.engine.cuts import Cut, pieces, unaligned, window
-from gdjax.engine.spares import Stage, room_back, room_for, stage_back, stage_for
+from gdjax.engine.spares import room_back, room_for, stage_back, stage_for
 
 
 @functools.lru_cache(4096)
@@ -60,11 +60,10 @@ def on_host(
     ways = itertools.cycle(zip(block.executables, block.devices, strict=True))
     waiting = collections.deque(zip(ways, cuts, strict=False))
     failed: list[Cut] = []
-    started: list[bool] = []
     workers = min(lanes, len(cuts))
 
-    def begun(executable: Any, device: jax.Device, cut: Cut) -> tuple[list[Any], Stage | None]:
-        first, last = cut
+    def solved(executable: Any, device: jax.Device, first: int, last: int) -> None:
+        """One piece: its inputs, the call, its results put into their place."""
         tiles = -(-(last - first) // block.plan.tile)
         padded, used = tiles * block.plan.tile, last - first if block.by_problem else tiles
         stage = stage_for(block, device)
@@ -76,48 +75,26 @@ def on_host(
                 for array, flag in zip(arrays, own, strict=True)
             ]
         told = scalars(start, steps, used, device)
-        results = executable(jax.tree.unflatten(tree, inputs), *told, room_for(block, device))
-        return jax.tree.leaves(results), stage
-
-    def ended(device: jax.Device, cut: Cut, results: list[Any], stage: Stage | None) -> None:
+        results = jax.tree.leaves(executable(jax.tree.unflatten(tree, inputs), *told, room_for(block, device)))
         # Waiting here lets other threads run; waiting inside NumPy would not.
-        outputs.put(*cut, jax.block_until_ready(results))
+        outputs.put(first, last, jax.block_until_ready(results))
         room_back(block, device, results)
         stage_back(block, device, stage)
 
-    def attempt(step: Any, *arguments: Any, cut: Cut) -> Any:
-        try:
-            return step(*arguments)
-        except (RuntimeError, MemoryError) as error:
-            if not (patient and dev.out_of_memory(error)):
-                raise
-            failed.append(cut)
-            return None
-
     def work() -> None:
-        """Takes pieces while there are any. The next is begun before the results of the one before are looked after,
-        unless it is left for a worker that has none yet."""
-        running: Any = None
-        started.append(True)
+        """Takes pieces while there are any."""
         with jax.enable_x64(block.x64):
             while True:
-                following = None
-                if running is None or len(waiting) > workers - len(started):
-                    following = begin_next()
-                if running is not None:
-                    device, cut, begun_with = running
-                    attempt(ended, device, cut, *begun_with, cut=cut)
-                running = following
-                if running is None and not waiting:
+                try:
+                    (executable, device), cut = waiting.popleft()
+                except IndexError:
                     return
-
-    def begin_next() -> Any:
-        try:
-            (executable, device), cut = waiting.popleft()
-        except IndexError:
-            return None
-        begun_with = attempt(begun, executable, device, cut, cut=cut)
-        return None if begun_with is None else (device, cut, begun_with)
+                try:
+                    solved(executable, device, *cut)
+                except (RuntimeError, MemoryError) as error:
+                    if not (patient and dev.out_of_memory(error)):
+                        raise
+                    failed.append(cut)
 
     begin = time.perf_counter()
     others = [crew(everyone).submit(work) for _ in range(workers - 1)]

@@ -8,6 +8,7 @@ nothing. A compiler that does not know the mark makes of it what it makes of any
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,14 +49,19 @@ def primitives(jaxpr: core.Jaxpr) -> Iterator[str]:
 
 
 def whole(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, compiled whole where `can_be_whole`."""
+    """The same function, compiled whole where `can_be_whole`.
+
+    Its last argument is memory that the results are written into, and is used for nothing else.
+    """
 
     def called(*args: Any) -> Any:
         # XLA aborts the process where such a call has an argument that nothing in it uses, and it may find that out
-        # itself, simplifying; so each is used: a single entry of it is a result.
-        touched = [lax.slice(leaf, (0,) * leaf.ndim, (1,) * leaf.ndim) for leaf in jax.tree.leaves(args)]
+        # itself, simplifying; so each is used: a single entry of it is a result. (Of what is written into, XLA would
+        # make a copy for that.)
+        touched = [lax.slice(leaf, (0,) * leaf.ndim, (1,) * leaf.ndim) for leaf in jax.tree.leaves(args[:-1])]
         return function(*args), touched
 
+    @functools.wraps(function)
     def caller(*args: Any) -> Any:
         out = set_xla_metadata(jax.jit(called)(*args), **MARKS)
         return lax.optimization_barrier(out)[0]  # without it JAX would drop the results that nobody wants
