@@ -40,7 +40,7 @@ class Blocks:
         self.blocks: dict[Any, Block] = {}
         self.small: dict[Any, Block] = {}
         self.kinds: dict[Any, plans.Kind] = {}
-        form = lane_form(program, batch)
+        form = lane_form(program, batch, dev.is_host(self.devices[0]))
         self.refused, self.fusable = form.refused, form.fusable
         self.whole_tiles = form.whole and dev.is_host(self.devices[0])
         if self.refused is not None:

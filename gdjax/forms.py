@@ -32,7 +32,7 @@ class Form(NamedTuple):
     whole: bool = False
 
 
-def lane_form(program: Program, batch: Batch) -> Form:
+def lane_form(program: Program, batch: Batch, on_host: bool) -> Form:
     """The form of a problem, where lanes can be had.
 
     Decided once, for all its tiles, from the problem alone. Fusing is for programs that carry their weights alone
@@ -48,6 +48,7 @@ def lane_form(program: Program, batch: Batch) -> Form:
         flags,
     )
     kernel = KERNELS["lanes"](VECTOR)
+    kernel.on_host = on_host
 
     def trace(inputs: Any) -> None:
         (weights, data, hyper), (own_weights, own_data, own_hyper) = inputs, flags

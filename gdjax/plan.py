@@ -40,6 +40,9 @@ problems divide evenly among the workers."""
 SHARED = 192
 """Problems to a tile under vmap where they share data: what lies between two matrix products stays in the cache."""
 
+SHARED_LANES = 64
+"""And in lanes, where what lies between two sums over a few points stays in the fastest one."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -121,7 +124,7 @@ def default(kind: Kind, device: jax.Device, count: int) -> Plan:
         last, chunk = LARGE, 3
         ladder = [(SMALL, 1), (SMALL, 8), (LARGE, 16), (LARGE, 64)]
     else:
-        last, chunk = power_below(CACHE_BYTES / kind.bytes, VECTOR, 1024), 1
+        last, chunk = power_below(CACHE_BYTES / kind.bytes, VECTOR, SHARED_LANES if kind.shared else 1024), 1
         ladder = [(last, 1), (last, 16)]
     ladder.append((last, power_below(BLOCK_BYTES / (last * kind.bytes), 16, 4096)))
     fits = [(tile, tiles) for tile, tiles in ladder if tile * tiles >= count]

@@ -216,7 +216,7 @@ def chosen(form: Form, batch: Batch) -> Plan:
     """
     flags = own(batch.weights), batch.data_flags, batch.hyper_flags
     kind, device = plans.kind_of((batch.weights, batch.data, batch.hyper), flags), dev.one_device("auto")
-    refused = lane_form(form.program, batch).refused
+    refused = lane_form(form.program, batch, on_host=False).refused
     plan = form.plan
     if plan is not None and plan.kernel == "registers":  # kernels are for calls of their own, which can try them first
         plan = None

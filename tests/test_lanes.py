@@ -195,7 +195,7 @@ def choosing(w, x):
     return jax.lax.cond(x[0] > 0, lambda: jnp.sum(jnp.square(w - x)), lambda: jnp.sum(jnp.abs(w)))
 
 
-@pytest.mark.parametrize(("loss", "fragment"), [(sorting, "sort"), (choosing, "cond"), (long_sum, "360 terms")])
+@pytest.mark.parametrize(("loss", "fragment"), [(sorting, "sort"), (choosing, "cond"), (long_sum, "length 360")])
 @pytest.mark.parametrize("rule", [None, stop.gradient_below(1e-3)], ids=["all steps", "stop rule"])
 def test_an_operation_without_lane_form_runs_under_vmap_and_the_plan_says_so(loss, fragment, rule):
     case = Case(loss, (3,), ((3,),), rate=1e-3)

@@ -205,6 +205,15 @@ def polynomial(params: Any, x: Any, *coefficients: Any) -> Any:
     return functools.reduce(lambda sum_, c: lax.add(lax.mul(sum_, x), c), reversed(coefficients))
 
 
+def stack(params: Any, *xs: Any) -> Any:
+    return lax.concatenate([lax.expand_dims(x, (params["axis"],)) for x in xs], params["axis"])
+
+
+def unstack(params: Any, x: Any) -> list[Any]:
+    axis = params["axis"]
+    return [lax.index_in_dim(x, index, axis, keepdims=False) for index in range(x.shape[axis])]
+
+
 INLINED: dict[str, str | Callable[..., Any]] = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -219,8 +228,10 @@ INLINED: dict[str, str | Callable[..., Any]] = {
     "log2": lambda params, x: lax.div(lax.log(x, **params), lax.log(lax.full_like(x, 2), **params)),
     "one_minus_square": lambda params, x: lax.mul(lax.add(lax.full_like(x, 1), x), lax.sub(lax.full_like(x, 1), x)),
     "polynomial": polynomial,
+    "stack": stack,
+    "unstack": unstack,
 }
-"""Where a call has its jaxpr; of operations that came with jax 0.11 and 0.12, what they are made of."""
+"""Where a call has its jaxpr; of operations that came with later versions of jax, what they are made of."""
 
 SIMPLE = frozenset(
     """abs add add_any and convert_element_type copy copy_p eq ge gt integer_pow is_finite le lt max min mul ne neg

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
-from gdjax.engine import lanes
+from gdjax.engine import lanes, streamed
 from gdjax.engine.evaluator import Value, reaches
 
 
@@ -98,7 +98,11 @@ class Lanes(Kernel):
 
     def run(self, closed: Any, leaves: list[Any], own: list[bool], varies: list[bool], out: list[bool]) -> list[Any]:
         values = [Value(*each) for each in zip(leaves, own, varies, strict=True)]
-        results = lanes.Lanes(self.size, self.zero, self.on_host).run(closed.jaxpr, closed.consts, values)
+        walk = lanes.Lanes(self.size, self.zero, self.on_host)
+        if self.on_host:  # on an accelerator a matrix product is one kernel, and a loop many
+            results = streamed.run(walk, closed, values, own)
+        else:
+            results = walk.run(closed.jaxpr, closed.consts, values)
         return [
             lanes.spread(r, lanes.shape_of(r), self.size) if flag else r.array
             for r, flag in zip(results, out, strict=True)

@@ -147,6 +147,19 @@ def take(value: Value, axes: Sequence[int]) -> list[Any]:
 
 def dot_general(evaluator: Lanes, operands: list[Value], eqn: Any) -> Any:
     """Dot product as a chain of multiply-adds over the contracted index; output axes are batch, left, right."""
+    aval = eqn.outvars[0].aval
+    products = dot_products(evaluator, operands, eqn)
+    if not products:
+        return lax.full((*aval.shape, evaluator.size), 0, aval.dtype)
+    if len(products) == 1:
+        return products[0]
+    if jnp.issubdtype(aval.dtype, jnp.floating):
+        products[0] = evaluator.round(products[0])
+    return evaluator.fold(lax.add, products)
+
+
+def dot_products(evaluator: Lanes, operands: list[Value], eqn: Any) -> list[Any]:
+    """What a dot product adds up."""
     (contract_l, contract_r), (batch_l, batch_r) = eqn.params["dimension_numbers"]
     aval = eqn.outvars[0].aval
     nb, rank = len(batch_l), len(aval.shape)
@@ -168,14 +181,7 @@ def dot_general(evaluator: Lanes, operands: list[Value], eqn: Any) -> Any:
 
     left = terms(operands[0], batch_l, contract_l, range(nb, nb + free_l))
     right = terms(operands[1], batch_r, contract_r, range(nb + free_l, rank))
-    if not left:
-        return lax.full((*aval.shape, evaluator.size), 0, aval.dtype)
-    products = [lax.mul(a, b) for a, b in zip(left, right, strict=True)]
-    if len(products) == 1:
-        return products[0]
-    if jnp.issubdtype(aval.dtype, jnp.floating):
-        products[0] = evaluator.round(products[0])
-    return evaluator.fold(lax.add, products)
+    return [lax.mul(a, b) for a, b in zip(left, right, strict=True)]
 
 
 def select_n(evaluator: Lanes, operands: list[Value], eqn: Any) -> Any:

@@ -1,0 +1,195 @@
+"""Long sums over shared data go through loops in lanes: with the bits of sums written out, whatever the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import answers, pick, same_bits
+
+import gdjax
+from gdjax import Plan, stop
+from gdjax.engine import streamed
+from gdjax.engine.kernels import KERNELS
+
+LANES, VMAP = Plan(kernel="lanes", tile=32, tiles=2), Plan(kernel="vmap", tile=32, tiles=2)
+COUNT = 45
+
+
+def linear(w, x, t):
+    return 0.5 * jnp.mean((x @ w - t) ** 2)
+
+
+def logistic(w, x, t):
+    return jnp.mean(jnp.logaddexp(jnp.zeros_like(t), x @ w) - jnp.where(t > 0, x @ w, jnp.zeros_like(t)))
+
+
+def network(w, x, t):
+    return jnp.mean((jnp.tanh(x @ w["a"]) @ w["b"] - t) ** 2)
+
+
+def centred(w, x, t):
+    """The terms of one sum hang on another."""
+    error = x @ w - t
+    return jnp.mean((error - jnp.mean(error)) ** 2)
+
+
+def own_scale(w, x, t, scale):
+    return jnp.mean((x @ w - scale * t) ** 2)
+
+
+def columns(w, x, t):
+    """Slices, transpositions, reshapes and sums over several axes."""
+    pairs = (x.T[:2] * w[:2, None]).reshape(2, -1, 1)
+    return jnp.sum(jnp.square(jnp.squeeze(pairs, 2).T)) / 100 + jnp.mean(jnp.where(t > 0, x[:, 2] * w[2], t) ** 2)
+
+
+def worst(w, x, t):
+    """Per point the worse of two errors, over which a smooth maximum is taken."""
+    errors = jnp.stack([x @ w - t, x @ w + t], axis=1)
+    return jnp.mean(jnp.max(errors, axis=1) ** 2) + 0.01 * jnp.log(jnp.sum(jnp.exp(0.1 * errors[:, 0])))
+
+
+def distances(w, x, t):
+    return jnp.mean(jnp.sum((x - w[None]) ** 2, axis=1) * t**2)
+
+
+LOSSES = (linear, logistic, network, centred, own_scale, columns, worst, distances)
+
+
+def batch(loss, points, count=COUNT, dtype=np.float32, seed=0):
+    """Weights, data, and which of it problems own."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: rng.normal(size=shape).astype(dtype)  # noqa: E731
+    w = {"a": draw(count, 3, 4), "b": draw(count, 4)} if loss is network else draw(count, 3)
+    data, axes = (draw(points, 3), draw(points)), (None, None)
+    return (w, (*data, draw(count)), (*axes, 0)) if loss is own_scale else (w, data, axes)
+
+
+def solve(loss, points, plan=LANES, dtype=np.float32, which=slice(None), fresh=False, **options):
+    """`fresh` is for a loss that has not been compiled."""
+    w, data, axes = batch(loss, points, dtype=dtype)
+    data = tuple(d if axis is None else d[which] for d, axis in zip(data, axes, strict=True))
+    rates = np.linspace(0.01, 0.1, COUNT, dtype=dtype)[which]
+    settings = {"learning_rate": rates, "steps": 12, **options}
+    function = (lambda *args: loss(*args)) if fresh else loss
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+        return gdjax.minimize(function, pick(w, which), data, in_axes=axes, plan=plan, **settings)
+
+
+RULE = stop.gradient_below(0.2) | stop.loss_change_below(1e-4)
+RULED = [(loss, None) for loss in LOSSES] + [(linear, RULE), (logistic, RULE)]
+
+
+@pytest.mark.parametrize(("loss", "rule"), [way for way in RULED if way[0] is not centred])
+def test_loops_give_the_bits_of_sums_written_out(monkeypatch, loss, rule):
+    """(Of centred errors XLA itself makes other products, depending on what it sees of the mean.)"""
+    points = 2 * streamed.BLOCK + 5
+    in_loops = solve(loss, points, stop=rule, fresh=True)
+    monkeypatch.setattr(streamed, "SHORT", 10**9)
+    written_out = solve(loss, points, stop=rule, fresh=True)
+    assert in_loops.plan.kernel == written_out.plan.kernel == "lanes"
+    assert same_bits(answers(in_loops), answers(written_out))
+
+
+@pytest.mark.parametrize(("loss", "optimizer"), [*((loss, None) for loss in LOSSES), (network, optax.adam(0.05))])
+def test_loops_agree_with_vmap(loss, optimizer):
+    options = {} if optimizer is None else {"optimizer": optimizer, "learning_rate": None}
+    lanes, vmap = (solve(loss, 1003, plan, np.float64, **options) for plan in (LANES, VMAP))
+    assert (lanes.plan.kernel, lanes.plan.reason, vmap.plan.kernel) == ("lanes", "", "vmap")
+    compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)  # noqa: E731
+    jax.tree.map(compare, lanes.weights, vmap.weights)
+    compare(lanes.loss, vmap.loss)
+    compare(lanes.gradient_norm, vmap.gradient_norm)
+
+
+@pytest.mark.parametrize(("loss", "rule"), [*((loss, None) for loss in LOSSES), (linear, RULE), (centred, RULE)])
+def test_a_problem_alone_gets_the_same_bits(loss, rule):
+    everyone = solve(loss, 1003, stop=rule)
+    for which, plan in ((slice(3, 4), LANES), (slice(7, 40), Plan(tile=64)), (slice(44, None), "auto")):
+        some = solve(loss, 1003, plan, which=which, stop=rule)
+        assert some.plan.kernel == "lanes"
+        assert same_bits(answers(some), pick(answers(everyone), which))
+
+
+def test_terms_are_added_first_to_last():
+    """By factors that are powers of two products are exact, so that NumPy can say what every order gives."""
+    rng = np.random.default_rng(5)
+    x = (rng.normal(size=1003) * 10.0 ** rng.integers(-4, 5, 1003)).astype(np.float32)
+    w = (2.0 ** np.arange(-5, 6)).astype(np.float32)
+
+    def summed(terms):
+        return np.array([np.add.accumulate(row, dtype=np.float32)[-1] for row in terms])
+
+    forward = summed(w[:, None] * x)
+    assert np.mean(summed(w[:, None] * x[::-1]) == forward) < 0.5
+    for loss in (lambda w, x: jnp.sum(x * w), lambda w, x: x @ jnp.full(1003, w)):
+        out = gdjax.minimize(loss, w, (x,), in_axes=None, learning_rate=0.0, steps=1, plan=LANES)
+        assert out.plan.kernel == "lanes"
+        assert same_bits(out.loss, forward)
+
+
+def test_a_zero_and_what_is_not_finite_pass_through():
+    x = np.full(300, -0.0, np.float32)
+    w = np.array([1, 2, np.nan, 4], np.float32)
+    out = gdjax.minimize(lambda w, x: jnp.sum(w * x), w, (x,), in_axes=None, learning_rate=1.0, steps=1, plan=LANES)
+    assert same_bits(np.asarray(out.loss)[[0, 1, 3]], np.full(3, -0.0, np.float32))
+    assert out.status.tolist() == [0, 0, 2, 0]
+
+
+def test_a_point_is_looked_at_once_in_a_step():
+    """Of a step with a stop rule on loss and gradient: there and back, a block at a time, and nothing twice."""
+
+    def slope(w, x, t):
+        return jax.value_and_grad(linear)(w, x, t)
+
+    shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((16, 64), (1000, 16), (1000,))]
+
+    def tile(w, x, t, zero):
+        lanes = KERNELS["lanes"](64)
+        lanes.on_host, lanes.zero = True, zero
+        return lanes.call(slope, (w, x, t), (True, False, False), carried=1)[0]
+
+    text = jax.jit(tile).lower(*shapes, jax.ShapeDtypeStruct((), np.float32)).compile().as_text()
+    assert 16 + streamed.BLOCK <= text.count(" multiply(") <= 16 + streamed.BLOCK + 8
+
+
+def own_counts(w, x, t, counts):
+    return jnp.mean(counts * (x @ w - t) ** 2)
+
+
+def sorting(w, x, t):
+    return jnp.mean(jnp.sort(x @ w - t) ** 2)
+
+
+def all_pairs(w, x, t):
+    error = x @ w - t
+    return jnp.mean((error[:, None] - error[None]) ** 2)
+
+
+def some_points(w, x, t):
+    return jnp.mean((x @ w - t)[10:] ** 2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "weights", "fragment"),
+    [
+        (own_counts, 3, "a sum of 300 terms, more than 256"),
+        (sorting, 3, "operation 'sort'"),
+        (all_pairs, 3, "several axes of length 300"),
+        (some_points, 3, "sums of 300 terms, and of 290"),
+        (linear, 70, "sums of 300 terms, and of 70: matrix products"),
+    ],
+)
+def test_what_loops_cannot_take_runs_under_vmap_and_the_plan_says_so(loss, weights, fragment):
+    rng = np.random.default_rng(2)
+    x, t, w = (rng.normal(size=shape).astype(np.float32) for shape in ((300, weights), 300, (5, weights)))
+    data, axes = ((x, t, np.ones((5, 300), np.float32)), (None, None, 0)) if loss is own_counts else ((x, t), None)
+    out = gdjax.minimize(loss, w, data, in_axes=axes, learning_rate=0.01, steps=3)
+    assert out.plan.kernel == "vmap"
+    assert fragment in out.plan.reason
+    with jax.numpy_rank_promotion("allow"):
+        slope = jax.vmap(jax.grad(loss), (0, *(axes or (None, None))))
+        for _ in range(3):
+            w = w - np.float32(0.01) * slope(w, *data)
+    np.testing.assert_allclose(out.weights, w, rtol=1e-4, atol=1e-5)
