@@ -137,12 +137,9 @@ def test_a_zero_and_what_is_not_finite_pass_through():
     assert out.status.tolist() == [0, 0, 2, 0]
 
 
-def test_a_point_is_looked_at_once_in_a_step():
-    """Of a step with a stop rule on loss and gradient: there and back, a block at a time, and nothing twice."""
-
-    def slope(w, x, t):
-        return jax.value_and_grad(linear)(w, x, t)
-
+@pytest.mark.parametrize("slope", [jax.grad(linear), jax.value_and_grad(linear)], ids=["gradient", "and loss"])
+def test_a_point_is_looked_at_once_in_a_step(slope):
+    """There and back, a block at a time, and nothing twice, be it for the gradient alone or for a stop rule too."""
     shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((16, 64), (1000, 16), (1000,))]
 
     def tile(w, x, t, zero):

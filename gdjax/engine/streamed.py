@@ -300,8 +300,6 @@ class Streamed:
             good = p["dimension"] != axis
         elif name == "pad":
             good = tuple(p["padding_config"][axis]) == (0, 0, 0)
-        elif name == "dot_general":
-            good = not any(a in dims for a, dims in zip(before, p["dimension_numbers"][0], strict=True))
         elif name.startswith("reduce_"):
             good = good and before[0] is not None and before[0] not in p["axes"]
         if not good:
