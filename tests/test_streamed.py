@@ -149,6 +149,9 @@ def test_a_point_is_looked_at_once_in_a_step(slope):
 
     text = jax.jit(tile).lower(*shapes, jax.ShapeDtypeStruct((), np.float32)).compile().as_text()
     assert 16 + streamed.BLOCK <= text.count(" multiply(") <= 16 + streamed.BLOCK + 8
+    # And no loop holds both ways: it would go there anew for every weight on the way back.
+    loops = [part.count(" multiply(") for part in text.split("\n}\n")]
+    assert max(loops) <= max(streamed.GROUP, streamed.BLOCK) + 2
 
 
 def own_counts(w, x, t, counts):
