@@ -1,9 +1,9 @@
 """Sums with more terms than are written out: in a loop over blocks of terms, the first ones first.
 
-A loss over many points of shared data is some operations on each of them and a sum. Whatever has an axis of so many
-entries and differs between problems is computed for `BLOCK` entries at a time, so that what lies between a problem's
-weights and its gradient stays in the fastest cache. Where the terms of a sum hang on another such sum (a loss of
-centred predictions, say), one loop follows the other. The bits are those of sums written out.
+A loss over many points is some operations on each of them and a sum. Whatever has an axis of so many entries and
+differs between problems is computed for `BLOCK` entries at a time, so that what lies between a problem's weights and
+its gradient stays in the fastest cache. Where the terms of a sum hang on another such sum (a loss of centred
+predictions, say), one loop follows the other. The bits are those of sums written out.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ BLOCK = 8
 GROUP = 8
 """Terms of a shorter sum between two times that its total is put down: so many factors stay in registers."""
 
-SHORT = 16
-"""Sums of no more terms are written out."""
+SHORT, SHORT_OWN = 16, 32
+"""Sums of no more terms are written out: over what problems share, and over data of their own."""
 
 WIDE = 64
-"""Where a term is itself made of a longer sum, matrix products are faster."""
+"""Where a term over shared data is itself made of a longer sum, matrix products are faster."""
 
 LENGTHS = {"broadcast_in_dim": "shape", "reshape": "new_sizes", "slice": "limit_indices"}
 """Which parameter says how long the result of an operation is."""
@@ -45,14 +45,14 @@ ROWWISE = ELEMENTWISE | frozenset(
 """What may be done to a block of entries as to all of them, where it is done along other axes (`Streamed.check`)."""
 
 
-def long_axis(jaxpr: core.Jaxpr, own: Sequence[bool]) -> int | None:
-    """The length of the axis that is to go through loops: the longest that problems sum over and that nothing of their
-    own has. None: there is none."""
+def long_axes(jaxpr: core.Jaxpr, own: Sequence[bool]) -> list[int]:
+    """The lengths of the axes that may go through loops, the longest first."""
     lengths = sums(jaxpr, own)
     mine = {n for v, flag in zip(jaxpr.invars, own, strict=True) if flag for n in shape_of(v)}
-    found = max((n for n in lengths - mine if n > SHORT), default=None)
-    if found is not None and (wide := max(lengths - {found}, default=0)) > WIDE:
-        raise UnsupportedError(f"sums of {found} terms, and of {wide}: matrix products, which are faster")
+    found = sorted((n for n in lengths if n > (SHORT_OWN if n in mine else SHORT)), reverse=True)
+    for n in found:
+        if n not in mine and (wide := max(lengths - {n}, default=0)) > WIDE:
+            raise UnsupportedError(f"sums of {n} terms, and of {wide}: matrix products, which are faster")
     return found
 
 
@@ -87,9 +87,8 @@ def summed(eqn: Any) -> list[int]:
 
 
 def run(walk: Lanes, closed: Any, args: Sequence[Value], own: Sequence[bool]) -> list[Value]:
-    """The outputs of a jaxpr in lanes, where long sums over what problems share go through loops, if they can."""
-    length = long_axis(closed.jaxpr, own)
-    if length is not None:
+    """The outputs of a jaxpr in lanes, where long sums go through loops, if they can."""
+    for length in long_axes(closed.jaxpr, own):
         try:
             return Streamed(walk, flat(closed), args, length).run()
         except UnsupportedError:
@@ -159,7 +158,8 @@ class InBlocks(Lanes):
 
 
 class Streamed:
-    """A flat jaxpr on its way through the lanes. `values` are those that are there in full."""
+    """A flat jaxpr on its way through the lanes. `values` are those that are there in full: what came in, and what has
+    no long axis."""
 
     def __init__(self, walk: Lanes, closed: Any, args: Sequence[Value], length: int):
         self.walk, self.jaxpr, self.length = walk, closed.jaxpr, length
@@ -178,7 +178,7 @@ class Streamed:
         return shape.index(self.length) if self.length in shape else None
 
     def in_blocks(self, variable: Any) -> bool:
-        """Whether a value exists for a block of entries at a time only."""
+        """Whether a value is looked at for a block of entries at a time only."""
         return variable in self.lanes and self.axis(variable) is not None
 
     def run(self) -> list[Value]:
@@ -272,7 +272,7 @@ class Streamed:
         array = value.array
         if isinstance(array, np.ndarray) and np.ptp(array) == 0:
             return Value(array.take(range(size), axis), False, False)  # the same number everywhere stays known
-        return Value(lax.dynamic_slice_in_dim(jnp.asarray(array), first, size, axis), False, value.varies)
+        return Value(lax.dynamic_slice_in_dim(jnp.asarray(array), first, size, axis), value.lane, value.varies)
 
     def terms(self, eqn: Any, operands: list[Value]) -> list[Any]:
         """What a sum adds up, for a block of entries."""
