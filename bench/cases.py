@@ -270,6 +270,16 @@ CASES: dict[str, Case] = {
         ),
         replace(
             _vector,
+            name="vector-300x4",
+            title="vector, 300 points x 4 weights, own data, 20k x 50 steps",
+            problems=20_000,
+            steps=50,
+            points=300,
+            weights=4,
+            targets=(),
+        ),
+        replace(
+            _vector,
             name="shared",
             title="vector, 20k rates on one set of 1,000 points x 16 weights, 100 steps",
             family="shared",
