@@ -180,9 +180,21 @@ def some_points(w, x, t):
     return jnp.mean((x @ w - t)[10:] ** 2)
 
 
+def scanning(w, x, t):
+    last, before = jax.lax.scan(lambda total, e: (total + e, total), jnp.float32(0), x @ w - t)
+    return jnp.mean(before**2) + last**2
+
+
+def printing(w, x, t):
+    jax.debug.callback(lambda value: None, w[0])
+    return linear(w, x, t)
+
+
 @pytest.mark.parametrize(
     ("loss", "weights", "fragment"),
     [
+        (scanning, 3, "operation 'scan'"),
+        (printing, 3, "an effect beside"),
         (sorting, 3, "operation 'sort'"),
         (all_pairs, 3, "several axes of length 300"),
         (some_points, 3, "sums of 300 terms, and of 290"),

@@ -163,6 +163,8 @@ class Streamed:
 
     def __init__(self, walk: Lanes, closed: Any, args: Sequence[Value], length: int):
         self.walk, self.jaxpr, self.length = walk, closed.jaxpr, length
+        if self.jaxpr.effects:
+            raise UnsupportedError(f"an effect beside a sum of {length} terms")  # it has no result to hang on
         self.values: dict[Any, Value] = dict(zip(self.jaxpr.invars, args, strict=True))
         self.values.update(zip(self.jaxpr.constvars, (Value(c, False, False) for c in closed.consts), strict=True))
         self.lanes = {v for v, value in self.values.items() if value.lane}
@@ -288,9 +290,11 @@ class Streamed:
     def check(self, eqn: Any) -> None:
         """UnsupportedError for an operation that cannot be applied to a block of entries as to all of them."""
         name, p = eqn.primitive.name, eqn.params
+        if name not in ROWWISE:
+            raise self.unsupported(eqn)
         (axis,) = {self.axis(v) for v in eqn.outvars}
         before = [None if isinstance(v, core.Literal) else self.axis(v) for v in eqn.invars]
-        good = name in ROWWISE
+        good = True
         if name == "reshape":
             old, new = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
             good = before[0] is not None and math.prod(old[: before[0]]) == math.prod(new[:axis])
@@ -301,7 +305,7 @@ class Streamed:
         elif name == "pad":
             good = tuple(p["padding_config"][axis]) == (0, 0, 0)
         elif name.startswith("reduce_"):
-            good = good and before[0] is not None and before[0] not in p["axes"]
+            good = before[0] is not None and before[0] not in p["axes"]
         if not good:
             raise self.unsupported(eqn)
 
