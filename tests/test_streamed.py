@@ -161,7 +161,8 @@ def test_a_point_is_looked_at_once_in_a_step(slope):
         return lanes.call(slope, (w, x, t), (True, False, False), carried=1)[0]
 
     text = jax.jit(tile).lower(*shapes, jax.ShapeDtypeStruct((), np.float32)).compile().as_text()
-    assert 16 + streamed.BLOCK <= text.count(" multiply(") <= 16 + streamed.BLOCK + 8
+    once = 16 + streamed.BLOCK
+    assert once <= text.count(" multiply(") < 1.5 * once
     # And no loop holds both ways: it would go there anew for every weight on the way back.
     loops = [part.count(" multiply(") for part in text.split("\n}\n")]
     assert max(loops) <= max(streamed.GROUP, streamed.BLOCK) + 2
