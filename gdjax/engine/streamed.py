@@ -88,9 +88,11 @@ def summed(eqn: Any) -> list[int]:
 
 def run(walk: Lanes, closed: Any, args: Sequence[Value], own: Sequence[bool]) -> list[Value]:
     """The outputs of a jaxpr in lanes, where long sums go through loops, if they can."""
-    for length in long_axes(closed.jaxpr, own):
+    lengths = long_axes(closed.jaxpr, own)
+    without_calls = flat(closed) if lengths else closed
+    for length in lengths:
         try:
-            return Streamed(walk, flat(closed), args, length).run()
+            return Streamed(walk, without_calls, args, length).run()
         except UnsupportedError:
             if length > MAX_TERMS:
                 raise
@@ -229,8 +231,8 @@ class Streamed:
 
     def add_up(self, sums: list[Any], rows: list[Any]) -> None:
         """Sums in a loop over blocks of their terms, which come by way of `rows`."""
-        into, out = ends([*rows, *sums], set())[0], ends(rows, set(variables(sums)))[1]
-        taken = ends(rows, set())[0]
+        into, _ = ends([*rows, *sums], set())
+        taken, out = ends(rows, set(variables(sums)))
         start = [nothing(eqn.outvars[0].aval, self.walk.size) for eqn in sums]
 
         def added(first: Any, size: int, totals: Sequence[Any]) -> list[Any]:
