@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--quick", action="store_true", help="few problems and steps: whether it runs at all")
     options.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the result")
     given = options.parse_args(arguments)
-    device = gdjax.select_device(given.device)
+    device = gdjax.select_device(given.device).device
     about = environment.describe(device) | {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     found = []
     for claim in CLAIMS:

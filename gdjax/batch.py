@@ -264,7 +264,8 @@ def axis_first(leaf: Any, axis: int) -> Any:
 def hyper_array(name: str, value: Any, dtype: np.dtype) -> Any:
     """A hyperparameter as an array, scalar or `[N]`, in the dtype of the weights."""
     value = together(value)
-    array = value if is_traced(value) or dev.in_shards(value) else np.asarray(value)
+    stays = is_traced(value) or dev.in_shards(value) or dev.on_accelerator(value)
+    array = value if stays else np.asarray(value)
     if array.dtype.kind not in "fiub" and not jax.numpy.issubdtype(array.dtype, np.floating):
         raise TypeError(f"{name} has dtype {array.dtype}; pass a number or an [N] array of numbers")
     if array.ndim > 1:
@@ -276,7 +277,7 @@ def hyper_array(name: str, value: Any, dtype: np.dtype) -> Any:
 
 def check_rate(rate: Any) -> None:
     rate = together(rate)
-    array = rate if is_traced(rate) else dev.here(rate)
+    array = rate if is_traced(rate) or dev.on_accelerator(rate) else dev.here(rate)
     if array.dtype.kind not in "fiu" and not jax.numpy.issubdtype(array.dtype, np.floating):
         raise TypeError(
             f"learning_rate is a {type(rate).__name__}; pass a number, an [N] array, a function step -> rate, or 'auto'"
@@ -284,22 +285,32 @@ def check_rate(rate: Any) -> None:
     if is_traced(array):  # its values are not known yet
         return
     if array.size and not plain(array):
+        array = np.asarray(array)
         bad = ~np.isfinite(array.astype(np.float64)) | (array < 0)
         where = "" if array.ndim == 0 else f"[{int(np.argmax(bad))}]"
         value = array.reshape(-1)[int(np.argmax(bad.reshape(-1)))]
         raise ValueError(f"learning_rate{where} is {value}; pass a finite number, zero or more")
 
 
-def plain(array: np.ndarray) -> bool:
+def plain(array: Any) -> bool:
     """Whether all numbers are finite and not below zero.
 
     In one pass where the bits tell: as whole numbers without a sign they rise with the number, up to infinity, NaN and
     then those with a minus.
     """
+    if dev.on_accelerator(array) and array.dtype == np.float32:
+        return bool(plain_there(array))
+    array = np.asarray(array)
     if array.dtype == np.float32 and array.flags.c_contiguous and array.ndim:
         if array.view(np.uint32).max() < np.float32(np.inf).view(np.uint32):
             return True
     return bool(array.min() >= 0 and array.max() < np.inf)  # NaN fails both
+
+
+@jax.jit
+def plain_there(array: jax.Array) -> jax.Array:
+    """The same where the array lies: fetching millions of rates would take longer than many descents."""
+    return jax.numpy.all((array >= 0) & (array < np.float32(np.inf)))
 
 
 def check_lengths(

@@ -221,9 +221,23 @@ def without_mesh() -> contextlib.AbstractContextManager[Any]:
     return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
 
 
+def full_precision() -> contextlib.AbstractContextManager[Any]:
+    """Matrix products of float32 in float32, unless the user has set `jax_default_matmul_precision`: accelerators would
+    multiply in tf32 or bfloat16."""
+    asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return contextlib.nullcontext() if asked else jax.default_matmul_precision("highest")
+
+
 def in_shards(array: Any) -> bool:
     """Whether an array lies on several devices."""
     return isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
+
+
+def on_accelerator(array: Any) -> bool:
+    """Whether an array lies on one accelerator, from where fetching it takes longer than looking at it there."""
+    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer) or in_shards(array):
+        return False
+    return not is_host(next(iter(array.devices())))
 
 
 def here(array: Any) -> np.ndarray:
@@ -234,11 +248,11 @@ def here(array: Any) -> np.ndarray:
 
 
 def cast(array: Any, dtype: Any) -> Any:
-    """The array in another dtype, rounded as NumPy does; one that lies in shards stays where it lies."""
+    """The array in another dtype, rounded as NumPy does; one in shards, or on an accelerator in this dtype, stays."""
+    if array.dtype == dtype and (in_shards(array) or on_accelerator(array)):
+        return array
     if not in_shards(array):
         return np.asarray(array).astype(dtype, copy=False)
-    if array.dtype == dtype:
-        return array
     with jax.enable_x64(True):
         pieces = [jax.device_put(np.asarray(s.data).astype(dtype), s.device) for s in array.addressable_shards]
         return jax.make_array_from_single_device_arrays(array.shape, array.sharding, pieces)

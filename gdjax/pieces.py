@@ -75,9 +75,11 @@ def join(parts: list[Any]) -> Any:
 
 
 def joined(whole: Any, part: Any, first: int, count: int) -> Any:
-    """`whole`, arrays for `count` problems, with a part of them written in from `first` on; None: not made yet."""
+    """`whole`, arrays for `count` problems, with a part of them written in from `first` on; None: not made yet.
+
+    A part that is the whole stays on the accelerator where it lies."""
     if len(jax.tree.leaves(part)[0]) == count:
-        return jax.tree.map(np.asarray, part)
+        return jax.tree.map(lambda leaf: leaf if dev.on_accelerator(leaf) else np.asarray(leaf), part)
     if whole is None:
         whole = jax.tree.map(lambda leaf: aligned_empty((count, *leaf.shape[1:]), leaf.dtype), part)
     for into, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):

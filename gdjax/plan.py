@@ -114,12 +114,19 @@ def power_below(value: float, low: int, high: int) -> int:
     return max(low, min(high, 1 << max(0, math.floor(math.log2(max(1.0, value))))))
 
 
+def roomy(count: int, low: int, high: int) -> int:
+    """4, 5, 6, 7 or 8 times a power of two that holds `count`, within the bounds: at most a quarter more lanes than
+    there are problems, and few enough sizes that programs are met again."""
+    unit = 1 << max(0, (count - 1).bit_length() - 3)
+    return max(low, min(high, -(-count // unit) * unit))
+
+
 @functools.lru_cache(1024)
 def default(kind: Kind, device: jax.Device, count: int) -> Plan:
     """A sound lanes plan without measuring; its shape depends on `count` by class only, and serves many N."""
     if not dev.is_host(device):
-        tile = power_below(2 * count - 1, SMALL, 1 << 20)
-        return Plan("lanes", tile, 1, 16 if kind.elementwise else 1)
+        most = power_below(DEVICE_BYTES / kind.bytes, SMALL, 1 << 24)
+        return Plan("lanes", roomy(count, SMALL, most), 1, 16 if kind.elementwise else 1)
     if kind.elementwise:
         last, chunk = LARGE, 3
         ladder = [(SMALL, 1), (SMALL, 8), (LARGE, 16), (LARGE, 64)]

@@ -38,6 +38,7 @@ TILES = {
     "begin": refill.begin,
     "sprint": refill.sprint,
     "finish": refill.finish,
+    "entire": refill.entire,
     "rows": history.rows,
     "fresh": flow.fresh,
     "through": flow.through,
@@ -134,9 +135,9 @@ class Session(Blocks):
         kept = State(out.state, status, taken, "fixed", hashable(own_state), start + steps, dev.kind(self.devices[0]))
         result = Outcome(out.weights, out.loss, out.gradient_norm, taken, status, kept, plan, record)
         again = state is not None and np.asarray(state.status).max() == DIVERGED
-        if status.min() != RUNNING and not again:
+        if least(status) != RUNNING and not again:
             return result
-        broken = status == RUNNING
+        broken = np.asarray(status) == RUNNING
         if again:
             broken |= np.asarray(state.status) == DIVERGED  # type: ignore[union-attr]
         again_job = Job(steps, every=job.every, everything=job.everything)
@@ -231,9 +232,10 @@ class Session(Blocks):
         start = state.total if state else start
         ended: Any = None
         parts: list[Any] = []
-        for first in range(0, batch.count, rounds.SLAB):
-            which = slice(first, first + rounds.SLAB)
-            slab = batch if batch.count <= rounds.SLAB else cut(batch, which)
+        most = batch.count if self.masked(job.plan) else rounds.SLAB
+        for first in range(0, batch.count, most):
+            which = slice(first, first + most)
+            slab = batch if batch.count <= most else cut(batch, which)
             lane = None
             if state is not None:
                 lane = pick(state.carried, own(state.carried), which)
@@ -273,6 +275,8 @@ class Session(Blocks):
             flags = refill.Start(own(batch.weights), rule_state[1], batch.data_flags, batch.hyper_flags)
             if self.flows(job):
                 return rounds.flowing(run, "fresh", inputs, flags, batch.count, start, steps), ran["fresh"], steps, None
+            if self.masked(job.plan) and not job.every and job.watch is None:
+                return run("entire", inputs, flags, batch.count, start, steps), ran["entire"], steps, None
             lane = run("begin", inputs, flags, batch.count, start, 0)
         lane_flags = refill.Running(own(lane), batch.data_flags, batch.hyper_flags)
         seated = refill.Running(lane, batch.data, batch.hyper)
@@ -300,6 +304,14 @@ class Session(Blocks):
         """Whether problems with a stop rule change places in one program: see `gdjax.engine.flow`."""
         whole = self.whole_tiles and self.in_lanes(job.plan) and not self.masked(job.plan)
         return whole and self.program.stop is not None and not job.every and job.watch is None
+
+
+def least(status: Any) -> int:
+    """The lowest status of all; looked for on the accelerator where they lie there."""
+    return int(least_there(status) if dev.on_accelerator(status) else status.min())
+
+
+least_there = jax.jit(jax.numpy.min)
 
 
 class Sessions:

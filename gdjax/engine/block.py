@@ -136,7 +136,8 @@ def compile_block(
 
     def tile(piece: Any, start: Any, steps: Any, zero: Any, *more: Any) -> Any:
         kernel.zero = zero
-        out, out_own = engine(kernel, program, plan.chunk, flags, start, steps)(piece, *more)
+        with dev.full_precision():
+            out, out_own = engine(kernel, program, plan.chunk, flags, start, steps)(piece, *more)
         own.append(out_own)
         return out
 

@@ -16,8 +16,9 @@ from gdjax import device as dev
 from gdjax import memory
 from gdjax.arena import LEAST, aligned_together
 from gdjax.engine.block import Block
-from gdjax.engine.cuts import Cut, pieces, window
+from gdjax.engine.cuts import Cut, pieces
 from gdjax.engine.host import on_host, scalars
+from gdjax.placed import number
 
 AHEAD = 2
 """Pieces in flight on an accelerator: one runs while the next is placed. The inputs of more would pile up there."""
@@ -97,8 +98,7 @@ class Outputs:
     def put(self, first: int, last: int, results: list[Any]) -> None:
         """The results of the problems from `first` to `last`, padding behind them."""
         if self.stay:
-            held = [r[: last - first] if flag else r for r, flag in zip(results, self.own, strict=True)]
-            self.parts.append((first, last, jax.block_until_ready(held)))
+            self.parts.append((first, last, jax.block_until_ready(trimmed(results, self.own, last - first))))
             return
         if self.handed:
             held = [np.asarray(result) for result in results]
@@ -172,16 +172,15 @@ def on_accelerators(
                 [None if flag else jax.device_put(leaf, device) for leaf, flag in zip(leaves, own, strict=True)]
                 for device in block.devices[: len(cuts)]
             ]
-            for number, (first, last) in enumerate(cuts):
+            for count, (first, last) in enumerate(cuts):
                 if len(ahead) == AHEAD * lanes:
                     outputs.put(*cuts[taken], ahead.popleft())
                     taken += 1
-                turn = number % lanes
-                cut = [
-                    jax.device_put(piece_of(leaf, first, last, block.size), block.devices[turn]) if flag else here
-                    for leaf, flag, here in zip(leaves, own, shared[turn], strict=True)
-                ]
-                told = scalars(start, steps, -(-(last - first) // block.plan.tile), block.devices[turn])
+                turn = count % lanes
+                mine = iter(brought(block, leaves, own, first, last, block.devices[turn]))
+                cut = [next(mine) if flag else here for flag, here in zip(own, shared[turn], strict=True)]
+                used = last - first if block.by_problem else -(-(last - first) // block.plan.tile)
+                told = scalars(start, steps, used, block.devices[turn])
                 results = block.executables[turn](jax.tree.unflatten(tree, cut), *told, ())
                 ahead.append(jax.tree.leaves(results))
             while ahead:
@@ -193,9 +192,42 @@ def on_accelerators(
     return cuts[taken:]
 
 
-def piece_of(leaf: Any, first: int, last: int, size: int) -> Any:
-    if isinstance(leaf, np.ndarray):
-        return window(leaf, first, last, size, size)
-    held = last - first
-    piece = leaf if held == leaf.shape[0] else lax.slice_in_dim(leaf, first, last)
-    return piece if held == size else jnp.pad(piece, [(0, size - held)] + [(0, 0)] * (leaf.ndim - 1), mode="edge")
+def brought(
+    block: Block, leaves: list[Any], own: list[bool], first: int, last: int, device: jax.Device
+) -> list[jax.Array]:
+    """What the problems of a piece own, on the device and padded there: only the problems go over the bus."""
+
+    def there(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.devices() == {device}:
+            return leaf
+        return jax.device_put(leaf[first:last], device)
+
+    mine = [there(leaf) for leaf, flag in zip(leaves, own, strict=True) if flag]
+    if all(len(leaf) == block.size == last - first for leaf in mine):
+        return mine
+    return fitted(mine, number(first, device), last - first, block.size)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def fitted(leaves: list[jax.Array], first: Any, held: int, size: int) -> list[jax.Array]:
+    """`held` problems from the `first` on, where an array has more of them, and behind these the last one again."""
+
+    def fit(leaf: jax.Array) -> jax.Array:
+        piece = leaf if len(leaf) == held else lax.dynamic_slice_in_dim(leaf, first, held)
+        return jnp.pad(piece, [(0, size - held)] + [(0, 0)] * (leaf.ndim - 1), mode="edge")
+
+    return [fit(leaf) for leaf in leaves]
+
+
+def trimmed(results: list[Any], own: Sequence[bool], held: int) -> list[Any]:
+    """Results on an accelerator without the padding."""
+    padded = [r for r, flag in zip(results, own, strict=True) if flag]
+    if all(len(r) == held for r in padded):
+        return results
+    mine = iter(shortened(padded, held))
+    return [next(mine) if flag else r for r, flag in zip(results, own, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def shortened(results: list[jax.Array], held: int) -> list[jax.Array]:
+    return [result[:held] for result in results]

@@ -19,12 +19,7 @@ from gdjax import device as dev
 from gdjax.engine.block import Block
 from gdjax.engine.cuts import Cut, pieces, unaligned, window
 from gdjax.engine.spares import room_back, room_for, stage_back, stage_for
-
-
-@functools.lru_cache(4096)
-def number(value: int, device: jax.Device) -> jax.Array:
-    """A whole number where a program reads it: handing over one that lies there costs a tenth."""
-    return jax.device_put(np.int32(value), device)
+from gdjax.placed import number
 
 
 @functools.cache

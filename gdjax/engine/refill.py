@@ -210,3 +210,15 @@ def finish(kernel: Kernel, program: Program, chunk: int, flags: Running, start: 
         return outward(kernel, out, out_flags), out_flags
 
     return run
+
+
+def entire(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any, steps: Any) -> Tile:
+    """Fresh problems to their ends in one program: `begin`, and `finish` without anything before it."""
+
+    def run(inputs: Start) -> tuple[Any, Any]:
+        lane, own = begin(kernel, program, chunk, flags, start, steps)(inputs)
+        seated = Running(own, flags.data, flags.hyper)
+        last = finish(kernel, program, chunk, seated, start, steps)
+        return last(Running(lane, inputs.data, inputs.hyper))
+
+    return run

@@ -1,7 +1,8 @@
 """The whole descent in one kernel: a problem's scalars stay in registers from the first update to the last.
 
-Both functions take the place of a tile function: `fixed` of `gdjax.engine.fixed.tile`, `finish` of
-`gdjax.engine.refill.finish`, with the same inputs and outputs. Everything they give back is per problem.
+Each function takes the place of a tile function, with the same inputs and outputs: `descend` of
+`gdjax.engine.fixed.tile`, `finish` and `entire` of those in `gdjax.engine.refill`. Everything they give back is per
+problem. They take a whole block and are told how many problems there are: those behind them take no step.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gdjax.engine.kernels import Kernel, Lanes
 from gdjax.engine.program import DIVERGED, RUNNING, Program
 from gdjax.engine.scalars import DTYPES, Scalars, entries, row, value_of
 from gdjax.engine.targets import Arguments, Interpreted, Target
-from gdjax.engine.tile import inward, outward
+from gdjax.engine.tile import by_problem, inward, outward
 
 MAX_SCALARS = 320
 """Most scalars one problem may have, its weights, state and data together. A thread of a GPU has 255 registers; a
@@ -156,14 +157,15 @@ def turns(one: Callable[[Any, Any], Any], chunk: int, steps: Any, carry: Any) ->
     return lax.fori_loop(passes * chunk, steps, one, carry)
 
 
-def descend(target: Target) -> Callable[..., Callable[[Any], Any]]:
+def descend(target: Target) -> Callable[..., Callable[..., Any]]:
     """All steps, no stop rule."""
 
+    @by_problem
     def tile(kernel: Any, program: Program, chunk: int, flags: fixed.Inputs, start: Any, steps: Any) -> Any:
-        def run(inputs: fixed.Inputs) -> tuple[fixed.Outputs, fixed.Outputs]:
+        def run(inputs: fixed.Inputs, count: Any) -> tuple[fixed.Outputs, fixed.Outputs]:
             given, own = started(kernel, program, inputs, flags)
             parts = Descent(program, given, own)
-            numbers = jnp.stack([jnp.asarray(start, jnp.int32), jnp.asarray(steps, jnp.int32)])
+            numbers = jnp.stack([jnp.asarray(n, jnp.int32) for n in (start, steps, count)])
             zero = jnp.reshape(kernel.zero, 1)
 
             def descent(machine: Machine, arguments: Arguments, arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -241,14 +243,15 @@ class Descent:
         return [*ends, *machine.run(self.report, [*ends[: len(weights)], *data])]
 
 
-def finish(target: Target) -> Callable[..., Callable[[Any], Any]]:
+def finish(target: Target) -> Callable[..., Callable[..., Any]]:
     """Every problem until its rule holds or it has taken all steps. A lane that is done stays as it is; a tile ends
     when all its lanes are done."""
 
+    @by_problem
     def tile(kernel: Any, program: Program, chunk: int, flags: refill.Running, start: Any, steps: Any) -> Any:
-        def run(inputs: refill.Running) -> tuple[refill.Ended, refill.Ended]:
+        def run(inputs: refill.Running, count: Any) -> tuple[refill.Ended, refill.Ended]:
             parts = Course(program, inputs, flags)
-            numbers = jnp.stack([jnp.asarray(start, jnp.int32), jnp.asarray(steps, jnp.int32)])
+            numbers = jnp.stack([jnp.asarray(n, jnp.int32) for n in (start, steps, count)])
             shapes = (parts.advance.out, *parts.report.out)
             zero = jnp.reshape(kernel.zero, 1)
             lane, loss, norm = launch(target, parts.run, inputs, flags, numbers, zero, shapes, kernel.size)
@@ -256,6 +259,24 @@ def finish(target: Target) -> Callable[..., Callable[[Any], Any]]:
             lane = {**lane, "status": jnp.where(jnp.isfinite(loss), lane["status"], jnp.int32(DIVERGED))}
             result = refill.Ended(lane, loss, norm)
             return result, jax.tree.map(lambda _: True, result)
+
+        return run
+
+    return tile
+
+
+def entire(target: Target) -> Callable[..., Callable[..., Any]]:
+    """The same for fresh problems, seated before the kernel in the same program."""
+
+    @by_problem
+    def tile(kernel: Any, program: Program, chunk: int, flags: refill.Start, start: Any, steps: Any) -> Any:
+        def run(inputs: refill.Start, count: Any) -> tuple[refill.Ended, refill.Ended]:
+            before = Lanes(kernel.size)
+            before.zero = kernel.zero
+            lane, own = refill.begin(before, program, 1, flags, start, steps)(inputs)
+            seated = refill.Running(own, flags.data, flags.hyper)
+            last = finish(target)(kernel, program, chunk, seated, start, steps)
+            return last(refill.Running(lane, inputs.data, inputs.hyper), count)
 
         return run
 
@@ -307,7 +328,7 @@ def split(arrays: list[np.ndarray], shapes: Any) -> list[list[np.ndarray]]:
     return out
 
 
-TILES: dict[Any, Callable[[Target], Any]] = {fixed.tile: descend, refill.finish: finish}
+TILES: dict[Any, Callable[[Target], Any]] = {fixed.tile: descend, refill.finish: finish, refill.entire: entire}
 """The kernel that takes the place of a tile function, for a target."""
 
 
@@ -327,13 +348,13 @@ def unfit(program: Program, batch: Batch) -> str:
     def whole(inputs: Any) -> Any:
         index = jnp.int32(0)
         if program.stop is None:
-            descend(target)(kernel, program, 1, flags, index, index)(inputs)
+            descend(target)(kernel, program, 1, flags, index, index)(inputs, index)
         weights, data, hyper = one
         state = jax.eval_shape(program.init, weights, data, hyper)
         lane = jax.eval_shape(program.begin, weights, state, jax.ShapeDtypeStruct((), np.int32), data)
         running = refill.Running(jax.tree.map(lambda _: True, lane), flags.data, flags.hyper)
         seats = seated(refill.Running(lane, data, hyper), running)
-        return jax.eval_shape(lambda r: finish(target)(kernel, program, 1, running, index, index)(r)[0], seats)
+        return jax.eval_shape(lambda r: finish(target)(kernel, program, 1, running, index, index)(r, index)[0], seats)
 
     try:
         jax.eval_shape(whole, seated(fixed.Inputs(one[0], None, one[1], one[2]), flags))

@@ -61,7 +61,8 @@ class Target:
         out: Sequence[tuple[int, Any]],
         size: int,
     ) -> list[Any]:
-        """`compute` on every tile of `size` problems; `out` has the scalars and the dtype of each result."""
+        """`compute` on every tile of `size` problems; `numbers` are the start, the steps, and how many problems there
+        are: a tile behind them takes no steps. `out` has the scalars and the dtype of each result."""
         call = self.call(self.body(compute, len(own), len(shared)), own, shared, out, size)
         results = call(numbers, zero, *(self.laid(leaf, size) for leaf in own), *shared)
         return [leaf.reshape(leaf.shape[0], size) for leaf in results]
@@ -71,9 +72,10 @@ class Target:
 
         def body(numbers: Any, zero: Any, *refs: Any) -> None:
             mine, common, results = refs[:own], refs[own : own + shared], refs[own + shared :]
+            some = self.number() * self.lanes < numbers[2]
             given = Arguments(
                 numbers[0],
-                numbers[1],
+                jnp.where(some, numbers[1], 0),
                 self.full(zero[0]),
                 [self.read(ref) for ref in mine],
                 [[self.full(ref[i]) for i in range(ref.shape[0])] for ref in common],
@@ -82,6 +84,10 @@ class Target:
                 self.write(ref, tiles)
 
         return body
+
+    def number(self) -> Any:
+        """Which tile this is."""
+        return pl.program_id(0)
 
     def laid(self, leaf: Any, size: int) -> Any:
         """An argument in the shape in which the kernel reads it."""
@@ -177,9 +183,11 @@ class MosaicGPU(Target):
         for i, x in enumerate(tiles):
             ref[i, self.here()] = self.settle(x)
 
+    def number(self) -> Any:
+        return pl.program_id(0) if OLD else lax.axis_index("tile")
+
     def here(self) -> Any:
-        tile = pl.program_id(0) if OLD else lax.axis_index("tile")
-        return pl.ds(tile * self.lanes, self.lanes)
+        return pl.ds(self.number() * self.lanes, self.lanes)
 
     def call(
         self, body: Any, own: Sequence[Any], shared: Sequence[Any], out: Sequence[tuple[int, Any]], size: int
@@ -188,8 +196,11 @@ class MosaicGPU(Target):
 
         shapes = [jax.ShapeDtypeStruct((n, size), dtype) for n, dtype in out]
         grid = (size // self.lanes,)
-        # No thread reads what another wrote, so stores need no barriers.
-        params = mosaic.CompilerParams(unsafe_no_auto_barriers=True)
+        # No thread reads what another wrote, so stores need no barriers. Every value has the layout it is read in: left
+        # to find layouts by itself, Mosaic takes minutes for a thousand operations.
+        params = mosaic.CompilerParams(
+            unsafe_no_auto_barriers=True, lowering_semantics=mosaic.LoweringSemantics.Lane
+        )
         if OLD:
             whole = pl.BlockSpec(memory_space=mosaic.GMEM)
             ins, outs = [whole] * (2 + len(own) + len(shared)), [whole] * len(out)
