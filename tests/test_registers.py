@@ -37,14 +37,20 @@ def solve(problem, plan, count=COUNT, **options):
     return gdjax.minimize(problem.loss, weights, data, device="cpu", plan=plan, **{"steps": STEPS, **options})
 
 
-def agree(one, other, roundings=200):
-    """Every weight to so many roundings of the largest of its problem, the losses to as many of the largest."""
+def agree(one, other, roundings=200, odd_ones=0.0):
+    """Every weight to so many roundings of the largest of its problem, the losses to as many of the largest.
+
+    A share of the problems may be `odd_ones`: where two roundings of an error fall on either side of a kink.
+    """
+    even = np.ones(len(one.status), bool)
     for a, b in zip(jax.tree.leaves(one.weights), jax.tree.leaves(other.weights), strict=True):
         a, b = np.asarray(a).reshape(len(a), -1), np.asarray(b).reshape(len(b), -1)
         allowed = roundings * np.finfo(np.float32).eps * (1 + np.abs(b).max(1, keepdims=True))
-        np.testing.assert_array_less(np.abs(a - b), np.broadcast_to(allowed, a.shape))
+        even &= (np.abs(a - b) <= allowed).all(1)
+    assert even.mean() >= 1 - odd_ones
     for a, b in ((one.loss, other.loss), (one.gradient_norm, other.gradient_norm)):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+        a, b = np.asarray(a)[even], np.asarray(b)[even]
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max(where=np.isfinite(b), initial=0.0))
     np.testing.assert_array_equal(one.status, other.status)
 
 
@@ -236,8 +242,8 @@ def fallback(loss, weights, data, fragment, caplog):
 
 def test_too_many_numbers_fall_back(caplog):
     rng = np.random.default_rng(0)
-    w, x = rng.normal(size=(20, 8)).astype(np.float32), rng.normal(size=(20, 64, 8)).astype(np.float32)
-    fallback(lambda w, x: jnp.mean((x @ w) ** 2), w, (x,), "521 numbers", caplog)
+    w, x = rng.normal(size=(20, 161)).astype(np.float32), rng.normal(size=(20, 300)).astype(np.float32)
+    fallback(lambda w, x: jnp.mean(w**2) + jnp.mean(x), w, (x,), "462 numbers", caplog)
 
 
 def test_an_operation_without_a_form_falls_back(caplog):
@@ -350,7 +356,7 @@ def test_ten_losses_run_in_registers_on_a_device(name, rule):
     kernel = gdjax.minimize(LOSSES[name].loss, weights, data, device=device, **options)
     assert (kernel.plan.kernel, kernel.plan.reason) == ("registers", "")
     plain = gdjax.minimize(LOSSES[name].loss, weights, data, device=device, plan=Plan("lanes", 1024), **options)
-    agree(kernel, plain, roundings=5000)
+    agree(kernel, plain, roundings=5000, odd_ones=0.01 if name in ("absolute", "quantile") else 0.0)
 
 
 @pytest.mark.gpu

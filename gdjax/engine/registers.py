@@ -8,8 +8,8 @@ problem. They take a whole block and are told how many problems there are: those
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,10 @@ from jax import lax
 from gdjax.batch import Batch, problem_shapes
 from gdjax.engine import fixed, refill
 from gdjax.engine.evaluator import UnsupportedError
-from gdjax.engine.kernels import Kernel, Lanes
+from gdjax.engine.kernels import Kernel, Lanes, Vmap
+from gdjax.engine.machine import Machine, launch, traced
 from gdjax.engine.program import DIVERGED, RUNNING, Program
-from gdjax.engine.scalars import DTYPES, Scalars, entries, row, value_of
+from gdjax.engine.scalars import DTYPES
 from gdjax.engine.targets import Arguments, Interpreted, Target
 from gdjax.engine.tile import by_problem, inward, outward
 
@@ -31,115 +32,6 @@ little beyond them is read from the nearest cache each step, which still beats a
 
 STEPS_PER_LOOK = 8
 """How often a tile asks whether any of its lanes still runs."""
-
-
-class Traced(NamedTuple):
-    """The jaxpr of a function of one problem, and the shapes of what it returns."""
-
-    closed: Any
-    out: Any
-
-    @property
-    def avals(self) -> list[Any]:
-        return list(self.closed.out_avals)
-
-
-def traced(function: Callable[..., Any], *shapes: Any) -> Traced:
-    closed, out = jax.make_jaxpr(function, return_shape=True)(*shapes)
-    return Traced(closed, out)
-
-
-class Machine:
-    """Evaluates traced functions of one problem on the tiles of a target."""
-
-    def __init__(self, target: Target, zero: Any):
-        self.target = target
-        self.zero = zero
-
-    def run(self, function: Traced, arrays: Sequence[np.ndarray], varies: Sequence[bool] | None = None) -> list[Any]:
-        """The outputs as arrays of entries; `varies` says which arguments change from turn to turn of a loop."""
-        changes = varies or [True] * len(arrays)
-        consts = [np.asarray(c) for c in function.closed.consts]
-        values = [value_of(a, changing) for a, changing in zip(arrays, changes, strict=True)]
-        out = Scalars(self.target.full, self.zero).run(function.closed.jaxpr, consts, values)
-        return [entries(value) for value in out]
-
-    def pack(self, arrays: Sequence[np.ndarray], avals: Sequence[Any]) -> list[Any]:
-        """All entries in one list of tiles, as a loop carries them and memory holds them: no bits, no numbers."""
-        return [
-            self.target.settle(self.held(x, aval.dtype))
-            for array, aval in zip(arrays, avals, strict=True)
-            for x in array.ravel()
-        ]
-
-    def held(self, x: Any, dtype: Any) -> Any:
-        if isinstance(x, np.generic):
-            return self.target.full(x.astype(stored(dtype)))
-        return x if dtype.kind != "b" else self.ones(x)
-
-    def ones(self, x: Any) -> Any:
-        """1 where a tile of bits is set, else 0."""
-        return lax.select(x, self.target.full(np.int32(1)), self.target.full(np.int32(0)))
-
-    def unpack(self, tiles: Sequence[Any], avals: Sequence[Any]) -> list[np.ndarray]:
-        """The inverse of `pack`."""
-        arrays, rest = [], list(tiles)
-        for aval in avals:
-            size = math.prod(aval.shape)
-            items = [x != 0 if aval.dtype.kind == "b" else x for x in rest[:size]]
-            arrays.append(row(items).reshape(aval.shape))
-            rest = rest[size:]
-        return arrays
-
-    def number(self, x: Any) -> np.ndarray:
-        """A uniform number as an array of one tile."""
-        return row([self.target.full(x)]).reshape(())
-
-
-def stored(dtype: Any) -> np.dtype:
-    """The dtype in which memory and loops hold a value."""
-    return np.dtype(np.int32) if dtype.kind == "b" else np.dtype(dtype)
-
-
-Body = Callable[[Machine, Arguments, list[np.ndarray]], list[np.ndarray]]
-
-
-def launch(
-    target: Target, body: Body, inputs: Any, flags: Any, numbers: Any, zero: Any, out: Any, size: int
-) -> Any:
-    """`body(machine, arguments, leaves of inputs)` on all tiles; `out` are shapes of one problem's results."""
-    leaves, own = jax.tree.leaves(inputs), jax.tree.leaves(flags)
-    shapes = jax.tree.leaves(problem_shapes(inputs, flags))
-    out_shapes, tree = jax.tree.flatten(out)
-    held = [s for s in shapes if math.prod(s.shape)]  # no memory for what is empty
-
-    def compute(given: Arguments) -> list[list[Any]]:
-        machine = Machine(target, given.zero)
-        mine, common = iter(given.own), iter(given.shared)
-        arrays = []
-        for shape, flag in zip(shapes, own, strict=True):
-            tiles = next(mine if flag else common) if math.prod(shape.shape) else []
-            arrays += machine.unpack(tiles, [shape])
-        results = body(machine, given, arrays)
-        return [machine.pack([a], [s]) for a, s in zip(results, out_shapes, strict=True) if math.prod(s.shape)]
-
-    def flat(leaf: Any, shape: Any, flag: bool) -> Any:
-        leaf = leaf.astype(stored(shape.dtype))
-        return leaf.reshape(size, -1).T if flag else leaf.reshape(-1)
-
-    given = [(flat(a, s, f), f) for a, s, f in zip(leaves, shapes, own, strict=True) if math.prod(s.shape)]
-    assert len(given) == len(held)
-    wanted = [(math.prod(s.shape), stored(s.dtype)) for s in out_shapes if math.prod(s.shape)]
-    mine, common = [a for a, flag in given if flag], [a for a, flag in given if not flag]
-    with jax.enable_x64(False):  # Mosaic's own indices have 32 bits
-        results = iter(target.launch(compute, numbers, zero, mine, common, wanted, size))
-    back = [
-        next(results).T.reshape(size, *s.shape).astype(s.dtype)
-        if math.prod(s.shape)
-        else jnp.zeros((size, *s.shape), s.dtype)
-        for s in out_shapes
-    ]
-    return jax.tree.unflatten(tree, back)
 
 
 def turns(one: Callable[[Any, Any], Any], chunk: int, steps: Any, carry: Any) -> Any:
@@ -172,7 +64,7 @@ def descend(target: Target) -> Callable[..., Callable[..., Any]]:
                 return parts.run(machine, arguments, arrays, chunk)
 
             shapes = (*parts.step.out, *parts.report.out)
-            out = launch(target, descent, given, own, numbers, zero, shapes, kernel.size)
+            out = launch(target, descent, given, own, numbers, zero, shapes, kernel.size, parts.length)
             weights, state, healthy, loss, norm = out
             status = jax.vmap(fixed.ending)(weights, healthy, loss)
             result = fixed.Outputs(weights, state, loss, norm, status)
@@ -190,14 +82,21 @@ def started(
     own = (flags.weights, flags.data, flags.hyper)
     parts = (inputs.weights, inputs.data, inputs.hyper)
     begin = beginning(program)
-    if inputs.state is not None or "scan" not in str(jax.make_jaxpr(begin)(*problem_shapes(parts, own))):
+    weights, data, hyper = problem_shapes(parts, own)
+    if inputs.state is not None or "scan" not in str(jax.make_jaxpr(begin)(weights, data, hyper)):
         return inputs, flags
-    before = Lanes(kernel.size)
-    before.zero = kernel.zero
+    before = ahead_of(kernel, long_axis((weights, hyper), data))
     begun, begun_own = before.call(begin, inward(before, parts, own), own)
     every = jax.tree.map(lambda _: True, begun)
     weights, state = outward(before, before.spread(begun, begun_own, every), every)
     return inputs._replace(weights=weights, state=state), flags._replace(weights=every[0], state=every[1])
+
+
+def ahead_of(kernel: Kernel, length: int | None) -> Kernel:
+    """The form in which XLA does what comes before a kernel, beside sums over an axis of this length."""
+    before = (Vmap if length else Lanes)(kernel.size)
+    before.zero = kernel.zero
+    return before
 
 
 def beginning(program: Program) -> Callable[..., Any]:
@@ -218,7 +117,7 @@ class Descent:
         weights, state, data, hyper = self.shapes
         self.fresh = traced(beginning(program), weights, data, hyper) if state is None else None
         state = self.fresh.out[1] if self.fresh else state
-        check_size((weights, state, data, hyper))
+        self.length = long_axis((weights, state, hyper), data)
         healthy, index = jax.ShapeDtypeStruct((), np.dtype(bool)), jax.ShapeDtypeStruct((), np.int32)
         self.step = traced(program.step, weights, state, healthy, index, data, hyper)
         self.report = traced(program.report, weights, data)
@@ -254,7 +153,9 @@ def finish(target: Target) -> Callable[..., Callable[..., Any]]:
             numbers = jnp.stack([jnp.asarray(n, jnp.int32) for n in (start, steps, count)])
             shapes = (parts.advance.out, *parts.report.out)
             zero = jnp.reshape(kernel.zero, 1)
-            lane, loss, norm = launch(target, parts.run, inputs, flags, numbers, zero, shapes, kernel.size)
+            lane, loss, norm = launch(
+                target, parts.run, inputs, flags, numbers, zero, shapes, kernel.size, parts.length
+            )
             # A loss that is not finite at the final weights is no answer, whatever the rule said.
             lane = {**lane, "status": jnp.where(jnp.isfinite(loss), lane["status"], jnp.int32(DIVERGED))}
             result = refill.Ended(lane, loss, norm)
@@ -271,8 +172,8 @@ def entire(target: Target) -> Callable[..., Callable[..., Any]]:
     @by_problem
     def tile(kernel: Any, program: Program, chunk: int, flags: refill.Start, start: Any, steps: Any) -> Any:
         def run(inputs: refill.Start, count: Any) -> tuple[refill.Ended, refill.Ended]:
-            before = Lanes(kernel.size)
-            before.zero = kernel.zero
+            weights, _, data, hyper = problem_shapes(inputs, flags)
+            before = ahead_of(kernel, long_axis((weights, hyper), data))
             lane, own = refill.begin(before, program, 1, flags, start, steps)(inputs)
             seated = refill.Running(own, flags.data, flags.hyper)
             last = finish(target)(kernel, program, chunk, seated, start, steps)
@@ -289,7 +190,7 @@ class Course:
     def __init__(self, program: Program, inputs: refill.Running, flags: refill.Running):
         self.shapes = problem_shapes(inputs, flags)
         lane, data, hyper = self.shapes
-        check_size((lane["weights"], lane["state"], data, hyper))
+        self.length = long_axis((lane["weights"], lane["state"], hyper), data)
         self.advance = traced(program.advance, lane, jax.ShapeDtypeStruct((), np.int32), data, hyper)
         self.report = traced(program.report, lane["weights"], data)
 
@@ -363,12 +264,24 @@ def unfit(program: Program, batch: Batch) -> str:
     return ""
 
 
-def check_size(shapes: Any) -> None:
-    """Refuses a problem whose scalars are too many, or of a dtype that the kernels do not hold."""
-    leaves = jax.tree.leaves(shapes)
-    other = [leaf.dtype for leaf in leaves if np.dtype(leaf.dtype).name not in DTYPES]
+def long_axis(carried: Any, data: Any) -> int | None:
+    """The length of the axis along which data stays in memory; None where registers hold a problem as a whole.
+
+    UnsupportedError where there is none, or for a dtype that the kernels do not hold.
+    """
+    fixed, shapes = jax.tree.leaves(carried), jax.tree.leaves(data)
+    other = [leaf.dtype for leaf in [*fixed, *shapes] if np.dtype(leaf.dtype).name not in DTYPES]
     if other:
         raise UnsupportedError(f"{other[0]} among its numbers, where kernels in registers hold float32")
-    scalars = sum(math.prod(leaf.shape) for leaf in leaves)
-    if scalars > MAX_SCALARS:
-        raise UnsupportedError(f"one problem is {scalars} numbers, more than {MAX_SCALARS}")
+    scalars = count(fixed) + count(shapes)
+    if scalars <= MAX_SCALARS:
+        return None
+    lengths = {n for leaf in shapes if leaf.dtype != np.bool_ for n in leaf.shape}
+    for n in sorted(lengths - {n for leaf in fixed for n in leaf.shape}, reverse=True):
+        if 2 * (count(fixed) + count(leaf for leaf in shapes if n not in leaf.shape)) <= MAX_SCALARS:
+            return n
+    raise UnsupportedError(f"one problem is {scalars} numbers, more than {MAX_SCALARS}, whatever stays in memory")
+
+
+def count(shapes: Iterable[Any]) -> int:
+    return sum(math.prod(leaf.shape) for leaf in shapes)

@@ -161,9 +161,11 @@ class InBlocks(Lanes):
 
 class Streamed:
     """A flat jaxpr on its way through the lanes. `values` are those that are there in full: what came in, and what has
-    no long axis."""
+    no long axis. `block` entries of that are taken at a time."""
 
-    def __init__(self, walk: Lanes, closed: Any, args: Sequence[Value], length: int):
+    block = BLOCK
+
+    def __init__(self, walk: Any, closed: Any, args: Sequence[Value], length: int):
         self.walk, self.jaxpr, self.length = walk, closed.jaxpr, length
         if self.jaxpr.effects:
             raise UnsupportedError(f"an effect beside a sum of {length} terms")  # it has no result to hang on
@@ -233,24 +235,43 @@ class Streamed:
         """Sums in a loop over blocks of their terms, which come by way of `rows`."""
         into, _ = ends([*rows, *sums], set())
         taken, out = ends(rows, set(variables(sums)))
-        start = [nothing(eqn.outvars[0].aval, self.walk.size) for eqn in sums]
+        start = [self.nothing(eqn.outvars[0].aval) for eqn in sums]
 
         def added(first: Any, size: int, totals: Sequence[Any]) -> list[Any]:
             env = {v: self.cut(v, first, size) for v in into}
             part = self.part(rows, taken, out, size)
-            walk = InBlocks(self.walk, len(sums) > 1)
+            walk = self.in_block(len(sums) > 1)
             terms = walk.run(part.jaxpr, part.consts, [env[v] for v in taken])
-            env.update(zip(out, laid_out(terms, self.walk.zero), strict=True))
+            env.update(zip(out, self.laid_out(terms), strict=True))
             return [
-                functools.reduce(lax.add, self.terms(eqn, [read(env, v) for v in eqn.invars]), total)
+                functools.reduce(self.add, self.terms(eqn, [read(env, v) for v in eqn.invars]), total)
                 for eqn, total in zip(sums, totals, strict=True)
             ]
 
-        blocks, rest = divmod(self.length, BLOCK)
-        totals = lax.fori_loop(0, blocks, lambda n, totals: added(n * BLOCK, BLOCK, totals), start)
+        blocks, rest = divmod(self.length, self.block)
+        totals = self.loop(blocks, lambda n, totals: added(n * self.block, self.block, totals), start)
         if rest:
-            totals = added(blocks * BLOCK, rest, totals)
+            totals = added(blocks * self.block, rest, totals)
         self.values.update((eqn.outvars[0], Value(total, True)) for eqn, total in zip(sums, totals, strict=True))
+
+    def nothing(self, aval: Any) -> Any:
+        """A total before its first term: −0.0, which leaves that as it is."""
+        return lax.full((*aval.shape, self.walk.size), zero_of(aval), aval.dtype)
+
+    def loop(self, turns: int, turn: Callable[[Any, Any], Any], totals: Any) -> Any:
+        return lax.fori_loop(0, turns, turn, totals)
+
+    def add(self, total: Any, term: Any) -> Any:
+        return lax.add(total, term)
+
+    def in_block(self, several: bool) -> Any:
+        """The walk over a block of entries."""
+        return InBlocks(self.walk, several)
+
+    def laid_out(self, values: list[Value]) -> list[Value]:
+        """The same values in memory: a sum looks at each of them several times."""
+        arrays = iter(materialised([v.array for v in values if v.lane], self.walk.zero))
+        return [Value(next(arrays), True) if v.lane else v for v in values]
 
     def part(self, eqns: list[Any], into: list[Any], out: list[Any], size: int) -> Any:
         """Operations as a jaxpr of their own, with `size` entries along the long axis."""
@@ -323,12 +344,6 @@ def ends(eqns: list[Any], wanted: set[Any]) -> tuple[list[Any], list[Any]]:
     return [v for v in dict.fromkeys(variables(eqns)) if v not in made], [v for v in made if v in wanted]
 
 
-def laid_out(values: list[Value], zero: Any) -> list[Value]:
-    """The same values in memory: a sum looks at each of them several times."""
-    arrays = iter(materialised([v.array for v in values if v.lane], zero))
-    return [Value(next(arrays), True) if v.lane else v for v in values]
-
-
-def nothing(aval: Any, lanes: int) -> Any:
-    """A total before its first term: −0.0, which leaves that as it is."""
-    return lax.full((*aval.shape, lanes), -0.0 if jnp.issubdtype(aval.dtype, jnp.floating) else 0, aval.dtype)
+def zero_of(aval: Any) -> float | int:
+    """What a sum of no terms is."""
+    return -0.0 if jnp.issubdtype(aval.dtype, jnp.floating) else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,14 +21,21 @@ OLD = jax.__version_info__ < (0, 11)
 """JAX 0.10 launches a kernel for GPUs by `pallas_call`, as it does any; later ones only by a function of its own."""
 
 
+class Leaf(NamedTuple):
+    """The scalars of a leaf in memory: brought into registers all together, or one by one, each a tile."""
+
+    all: Callable[[], list[Any]]
+    one: Callable[[Any], Any]
+
+
 class Arguments(NamedTuple):
-    """What a kernel is given: three uniform values, and per leaf its scalars, each a tile."""
+    """What a kernel is given: three uniform values, and the leaves."""
 
     start: Any
     steps: Any
     zero: Any
-    own: list[list[Any]]
-    shared: list[list[Any]]
+    own: list[Leaf]
+    shared: list[Leaf]
 
 
 Compute = Callable[[Arguments], list[list[Any]]]
@@ -77,8 +85,8 @@ class Target:
                 numbers[0],
                 jnp.where(some, numbers[1], 0),
                 self.full(zero[0]),
-                [self.read(ref) for ref in mine],
-                [[self.full(ref[i]) for i in range(ref.shape[0])] for ref in common],
+                [Leaf(partial(self.read, ref), partial(self.one, ref)) for ref in mine],
+                [Leaf(partial(self.read_shared, ref), partial(self.one_shared, ref)) for ref in common],
             )
             for ref, tiles in zip(results, compute(given), strict=True):
                 self.write(ref, tiles)
@@ -94,7 +102,16 @@ class Target:
         return leaf
 
     def read(self, ref: Any) -> list[Any]:
-        return [ref[i] for i in range(ref.shape[0])]
+        return [self.one(ref, i) for i in range(ref.shape[0])]
+
+    def one(self, ref: Any, index: Any) -> Any:
+        return ref[index]
+
+    def read_shared(self, ref: Any) -> list[Any]:
+        return [self.one_shared(ref, i) for i in range(ref.shape[0])]
+
+    def one_shared(self, ref: Any, index: Any) -> Any:
+        return self.full(ref[index])
 
     def write(self, ref: Any, tiles: Sequence[Any]) -> None:
         for i, x in enumerate(tiles):
@@ -172,12 +189,12 @@ class MosaicGPU(Target):
         tile = lax.full(self.tile, x)
         return self.settle(tile) if tile.dtype.kind == "i" else tile
 
-    def read(self, ref: Any) -> list[Any]:
+    def one(self, ref: Any, index: Any) -> Any:
         from jax.experimental.pallas import mosaic_gpu as mosaic
 
         layout = mosaic.Layout.WG_STRIDED(self.tile, vec_size=1)
         apart = [None] if OLD else []  # where an index beside the reference is wanted
-        return [mosaic.load(ref.at[i, self.here()], *apart, layout=layout) for i in range(ref.shape[0])]
+        return mosaic.load(ref.at[index, self.here()], *apart, layout=layout)
 
     def write(self, ref: Any, tiles: Sequence[Any]) -> None:
         for i, x in enumerate(tiles):
