@@ -15,14 +15,16 @@ import jax
 from gdjax import device as dev
 from gdjax import plan as plans
 from gdjax import trust
-from gdjax.batch import Batch
+from gdjax.batch import Batch, problem_shapes
 from gdjax.engine import fixed, history
 from gdjax.engine.block import Block, compile_block
 from gdjax.engine.feed import in_flight, run_block
 from gdjax.engine.program import Program
 from gdjax.forms import lane_form
 from gdjax.memory import Ceiling
+from gdjax.pieces import own
 from gdjax.plan import Plan
+from gdjax.work import step_operations
 
 log = logging.getLogger("gdjax")
 
@@ -45,6 +47,8 @@ class Blocks:
         self.whole_tiles = form.whole and dev.is_host(self.devices[0])
         if self.refused is not None:
             log.info("the problem runs under vmap, not in lanes: %s", self.refused)
+        # On the CPU a tile depends on the size of a problem alone.
+        self.operations = 1.0 if dev.is_host(self.devices[0]) or self.refused is None else operations_of(program, batch)
         self.registers = trust.Registers(program, batch, self.devices)
         self.lock = threading.RLock()
         self.ceiling = Ceiling(self.devices, in_flight(self.devices))
@@ -149,7 +153,7 @@ class Blocks:
             if wanted is not None:
                 wanted = plans.fitted(wanted, self.fusable if kind.elementwise else 1)
             if self.refused is not None and (wanted is None or wanted.kernel == "lanes"):
-                wanted = plans.fallback(kind, self.devices[0], self.share(count), self.refused)
+                wanted = plans.fallback(kind, self.devices[0], self.share(count), self.refused, self.operations)
             assert wanted is not None
             if wanted.kernel == "lanes":
                 wanted = dataclasses.replace(wanted, reason=self.registers.why_not(tile))
@@ -184,3 +188,9 @@ class Blocks:
             self.blocks[key] = block
         block = self.blocks[key]
         return block if self.seat is None else block.on(self.seat)
+
+
+def operations_of(program: Program, batch: Batch) -> float:
+    """Operations of a step of one of these problems."""
+    trees, flags = (batch.weights, batch.data, batch.hyper), (own(batch.weights), batch.data_flags, batch.hyper_flags)
+    return step_operations(program, *problem_shapes(trees, flags))

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from gdjax import cost
 from gdjax import device as dev
@@ -28,7 +27,7 @@ from gdjax.key import Key, key_of
 from gdjax.pieces import own
 from gdjax.session import SESSIONS
 from gdjax.solution import State
-from gdjax.work import operations
+from gdjax.work import step_operations
 
 log = logging.getLogger("gdjax")
 
@@ -219,22 +218,12 @@ def kind_of(program: Program, batch: Batch) -> Kind:
     pairs = list(zip(jax.tree.leaves(trees), jax.tree.leaves(flags), strict=True))
     weights = jax.tree.leaves(batch.weights)
     return Kind(
-        operations=counted(program, *problem_shapes(trees, flags)),
+        operations=step_operations(program, *problem_shapes(trees, flags)),
         bytes_in=sum(leaf.nbytes for leaf, flag in pairs if flag) / batch.count,
         bytes_out=sum(leaf.nbytes for leaf in weights) / batch.count + 2 * weights[0].dtype.itemsize + 5,
         shared=sum(leaf.nbytes for leaf, flag in pairs if not flag),
         elementwise=plans.kind_of(trees, flags).elementwise,
     )
-
-
-def counted(program: Program, weights: Any, data: Any, hyper: Any) -> float:
-    """Operations of one step of one problem."""
-    state = jax.eval_shape(program.init, weights, data, hyper)
-    index, healthy = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.bool_)
-    if program.stop is None:
-        return operations(program.step, weights, state, healthy, index, data, hyper)
-    lane = jax.eval_shape(program.begin, weights, state, index, data)
-    return operations(program.look, lane, data, hyper)
 
 
 def job_of(kind: Kind, batch: Batch, steps: int, carried: Any = None) -> Job:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from gdjax.device import DeviceInfo, compiler_options, is_host, workers
+from gdjax.device import DeviceInfo, compiler_options, is_host, register_target, workers
+from gdjax.engine.targets import TARGETS, Arguments, Target
 
 CHAINS, DEPTH = 12, 16  # enough independent multiply-adds to hide their latency, few enough for the registers
 MEGABYTE = 1 << 20
@@ -59,6 +61,10 @@ def side_by_side(function: Callable[[jax.Array], jax.Array], inputs: Sequence[ja
 
 def multiply_adder(device: jax.Device) -> tuple[Callable[[jax.Array], jax.Array], list[jax.Array], int]:
     """A kernel that stays in registers, an input per worker, and how many multiply-adds that is."""
+    if not is_host(device) and register_target(device)[0] == "gpu":  # where XLA itself writes products and sums apart
+        lanes, loops = 1 << 20, 500
+        x = jax.device_put(np.full((1, lanes), 0.5, np.float32), device)
+        return jax.jit(lambda x: chains(TARGETS["gpu"], x, loops)), [x], lanes * loops * CHAINS * DEPTH
     lanes, loops = (4096, 500) if is_host(device) else (1 << 22, 50)
 
     def once(_: Any, x: jax.Array) -> jax.Array:
@@ -71,6 +77,27 @@ def multiply_adder(device: jax.Device) -> tuple[Callable[[jax.Array], jax.Array]
     inputs = [jax.device_put(np.full(lanes, 0.5, np.float32), device) for _ in range(workers(device))]
     # Each of the other multiplications and additions takes a multiply-add's place in the pipeline.
     return run, inputs, len(inputs) * lanes * loops * (CHAINS * (DEPTH + 2) + 1)
+
+
+def chains(target: Target, x: jax.Array, loops: int) -> jax.Array:
+    """`CHAINS` chains of `loops · DEPTH` multiply-adds `c ← c·x + 1/4` on every number of `x [1, lanes]`, summed up."""
+
+    def compute(given: Arguments) -> list[list[Any]]:
+        (x,) = given.own[0].all()
+        quarter = target.full(np.float32(0.25))
+
+        def once(_: Any, all_chains: list[Any]) -> list[Any]:
+            for _ in range(DEPTH):
+                all_chains = [chain * x + quarter for chain in all_chains]
+            return list(map(target.settle, all_chains))
+
+        start = [target.settle(x * target.full(np.float32(0.5 + 0.01 * i))) for i in range(CHAINS)]
+        ends = jax.lax.fori_loop(0, given.steps, once, start)
+        return [[target.settle(sum(ends[1:], ends[0]))]]
+
+    numbers, zero = jnp.array([0, loops, x.size], jnp.int32), jnp.array([-0.0], jnp.float32)
+    (out,) = target.launch(compute, numbers, zero, [x], [], [(1, jnp.float32)], x.size)
+    return out
 
 
 def multiply_add_rate(device: jax.Device, patience: float = 0.3) -> float:

@@ -27,6 +27,9 @@ DEVICE_BYTES = 1024 * 1024 * 1024
 ACCELERATOR_BYTES = 256 * 1024 * 1024
 """A tile under vmap should take little of an accelerator's memory: it cannot be made smaller where that is full."""
 
+TILE_OPERATIONS = 1 << 28
+"""And have work for some ten microseconds a step: more would be idle lanes for a small batch of large problems."""
+
 VECTOR = 32
 """Tiles are whole pairs of the widest vectors: less would be computed by other instructions, with other rounding."""
 
@@ -162,11 +165,12 @@ def lull(kind: Kind) -> int:
     return 800 if kind.elementwise else 12
 
 
-def fallback(kind: Kind, device: jax.Device, count: int, reason: str) -> Plan:
-    """The vmap plan. Its tile follows from the problem and the device alone: another shape might get other bits."""
+def fallback(kind: Kind, device: jax.Device, count: int, reason: str, operations: float = 1.0) -> Plan:
+    """The vmap plan. Its tile follows from the problem, of so many operations a step, and the device alone: another
+    shape might get other bits."""
     tile = SHARED if kind.shared else power_below(64 * 1024 / kind.bytes, VECTOR, 256)
     if not dev.is_host(device):
-        tile = power_below(ACCELERATOR_BYTES / kind.bytes, VECTOR, 1 << 14)
+        tile = power_below(min(ACCELERATOR_BYTES / kind.bytes, TILE_OPERATIONS / operations), VECTOR, 1 << 14)
     most = next((tiles for tiles in (1, 16, 128) if count <= tiles * tile), 1024)
     tiles = power_below(BLOCK_BYTES / (tile * kind.bytes), 1, most)
     return Plan("vmap", tile, tiles, 1, reason)

@@ -6,6 +6,9 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
+
+from gdjax.engine.program import Program
 
 FREE = frozenset(
     "broadcast_in_dim reshape squeeze expand_dims transpose slice dynamic_slice concatenate pad rev iota copy "
@@ -32,6 +35,16 @@ def operations(function: Any, *shapes: Any) -> float:
     5.0
     """
     return max(1.0, of_jaxpr(jax.make_jaxpr(function)(*shapes).jaxpr))
+
+
+def step_operations(program: Program, weights: Any, data: Any, hyper: Any) -> float:
+    """Operations of one step of one problem, whose arrays have these shapes."""
+    state = jax.eval_shape(program.init, weights, data, hyper)
+    index, healthy = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.bool_)
+    if program.stop is None:
+        return operations(program.step, weights, state, healthy, index, data, hyper)
+    lane = jax.eval_shape(program.begin, weights, state, index, data)
+    return operations(program.look, lane, data, hyper)
 
 
 def of_jaxpr(jaxpr: Any) -> float:

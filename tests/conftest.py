@@ -1,6 +1,11 @@
-"""Every test runs under strict promotion and sees eight virtual CPU devices; warnings are errors (pyproject)."""
+"""Every test runs under strict promotion and sees eight virtual CPU devices; warnings are errors (pyproject).
+
+Tests that need an accelerator are those marked `gpu`: `pytest -m gpu` runs them, and leaves JAX every device there is.
+All others see the CPU alone, whatever the machine has.
+"""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -17,3 +22,11 @@ collect_ignore = ["aot_compile.py", "process.py"]
 atexit.register(shutil.rmtree, os.environ["GDJAX_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config):
+    if config.option.markexpr != "gpu" and importlib.metadata.entry_points(group="jax_plugins"):
+        os.environ["JAX_PLATFORMS"] = "cpu"  # for processes that tests start
+        jax.config.update("jax_platforms", "cpu")
+        jax.devices()  # settles what there is
+        jax.config.update("jax_platforms", None)  # gdjax would respect it as a user's choice

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import CASES, same_bits
-from ten_losses import LOSSES, RULES, squared
+from ten_losses import LOSSES, RULES, agree, squared
 
 import gdjax
 from gdjax import Plan, stop
@@ -35,23 +35,6 @@ def standard_promotion():
 def solve(problem, plan, count=COUNT, **options):
     weights, data = problem.batch(count)
     return gdjax.minimize(problem.loss, weights, data, device="cpu", plan=plan, **{"steps": STEPS, **options})
-
-
-def agree(one, other, roundings=200, odd_ones=0.0):
-    """Every weight to so many roundings of the largest of its problem, the losses to as many of the largest.
-
-    A share of the problems may be `odd_ones`: where two roundings of an error fall on either side of a kink.
-    """
-    even = np.ones(len(one.status), bool)
-    for a, b in zip(jax.tree.leaves(one.weights), jax.tree.leaves(other.weights), strict=True):
-        a, b = np.asarray(a).reshape(len(a), -1), np.asarray(b).reshape(len(b), -1)
-        allowed = roundings * np.finfo(np.float32).eps * (1 + np.abs(b).max(1, keepdims=True))
-        even &= (np.abs(a - b) <= allowed).all(1)
-    assert even.mean() >= 1 - odd_ones
-    for a, b in ((one.loss, other.loss), (one.gradient_norm, other.gradient_norm)):
-        a, b = np.asarray(a)[even], np.asarray(b)[even]
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max(where=np.isfinite(b), initial=0.0))
-    np.testing.assert_array_equal(one.status, other.status)
 
 
 def check(name, rule):
@@ -336,35 +319,3 @@ def test_gpus_before_hopper_keep_to_xla(card, target):
     found, why = dev.register_target(card)
     assert found == target
     assert (card.device_kind in why) == (target is None)
-
-
-# --- on a device ------------------------------------------------------------------------------------------------------
-
-
-def accelerator():
-    found = [d.device for d in gdjax.devices() if d.platform != "cpu"]
-    return found[0] if found else pytest.skip("there is no GPU or TPU here")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", LOSSES)
-def test_ten_losses_run_in_registers_on_a_device(name, rule):
-    device = accelerator()
-    weights, data = LOSSES[name].batch(5000)
-    options = {"steps": 50, **RULES[rule]}
-    kernel = gdjax.minimize(LOSSES[name].loss, weights, data, device=device, **options)
-    assert (kernel.plan.kernel, kernel.plan.reason) == ("registers", "")
-    plain = gdjax.minimize(LOSSES[name].loss, weights, data, device=device, plan=Plan("lanes", 1024), **options)
-    agree(kernel, plain, roundings=5000, odd_ones=0.01 if name in ("absolute", "quantile") else 0.0)
-
-
-@pytest.mark.gpu
-def test_stop_rules_run_in_registers_on_a_device():
-    device = accelerator()
-    weights, data = LOSSES["squared"].batch(5000)
-    options = {"learning_rate": 0.3, "steps": 300, "stop": stop.gradient_below(1e-3), "device": device}
-    kernel = gdjax.minimize(squared, weights, data, **options)
-    assert kernel.plan.kernel == "registers"
-    plain = gdjax.minimize(squared, weights, data, plan=Plan("lanes", 1024), **options)
-    assert np.max(np.abs(np.asarray(kernel.steps) - plain.steps)) <= 1
