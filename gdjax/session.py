@@ -45,7 +45,7 @@ TILES = {
 }
 """What batches with a stop rule or a record are run through."""
 
-BARE = fixed.Outputs(weights=True, state=False, loss=False, gradient_norm=False, status=True)
+BARE = fixed.Outputs(weights=True, state=False, loss=False, gradient_norm=False, status=True, lowest=True)
 """What is wanted of a block where not everything is."""
 
 SAMPLE, SAMPLE_STEPS = 1 << 19, 24
@@ -135,7 +135,7 @@ class Session(Blocks):
         kept = State(out.state, status, taken, "fixed", hashable(own_state), start + steps, dev.kind(self.devices[0]))
         result = Outcome(out.weights, out.loss, out.gradient_norm, taken, status, kept, plan, record)
         again = state is not None and np.asarray(state.status).max() == DIVERGED
-        if least(status) != RUNNING and not again:
+        if least(status, out.lowest) != RUNNING and not again:
             return result
         broken = np.asarray(status) == RUNNING
         if again:
@@ -306,8 +306,10 @@ class Session(Blocks):
         return whole and self.program.stop is not None and not job.every and job.watch is None
 
 
-def least(status: Any) -> int:
-    """The lowest status of all; looked for on the accelerator where they lie there."""
+def least(status: Any, known: Any) -> int:
+    """The lowest status of all, where it is not known; looked for on the accelerator where they lie there."""
+    if known is not None:
+        return int(known)
     return int(least_there(status) if dev.on_accelerator(status) else status.min())
 
 

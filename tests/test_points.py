@@ -71,8 +71,8 @@ def test_registers_hold_a_small_problem_as_a_whole():
 
 def test_fewer_points_at_a_time_where_each_is_much():
     assert points.at_a_time([(300, 4), (300,)], 300) == points.MOST_POINTS
-    assert points.at_a_time([(1000, 16), (1000,)], 1000) == 3
-    assert points.at_a_time([(10, 100)], 10) == 1
+    assert points.at_a_time([(1000, 24), (1000,)], 1000) == 5
+    assert points.at_a_time([(10, 300)], 10) == 1
 
 
 def running(w, x):

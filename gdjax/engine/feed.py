@@ -65,7 +65,10 @@ def chosen(tree: Any, wanted: Any) -> tuple[bool, ...]:
 
 
 class Outputs:
-    """The results of a batch as they come in: written into their place in host memory, or left on the device."""
+    """The results of a batch as they come in: written into their place in host memory, or left on the device.
+
+    What no problem owns is the same in all pieces, save the lowest status: the least of them is taken.
+    """
 
     def __init__(self, block: Block, count: int, stay: bool, wanted: tuple[bool, ...]):
         self.wanted = wanted
@@ -110,7 +113,8 @@ class Outputs:
             if flag:
                 self.arrays[index][first:last] = np.asarray(result)[: last - first]
             else:
-                self.arrays[index] = np.array(result)  # the memory of the result itself is written over later
+                before = result if self.arrays[index] is None else self.arrays[index]
+                self.arrays[index] = np.minimum(before, result)  # in memory of its own: the result's is written over
 
     def fetch(self) -> None:
         """Take what has been left on the device to host memory: the device is full."""
@@ -126,9 +130,10 @@ class Outputs:
         parts = [part for _, _, part in sorted(self.parts, key=lambda part: part[0])]
         if len(parts) == 1:
             return parts[0]
+        moved = [[jax.device_put(part[i], self.home) for part in parts] for i in range(len(self.own))]
         return [
-            jnp.concatenate([jax.device_put(part[i], self.home) for part in parts]) if flag else parts[-1][i]
-            for i, flag in enumerate(self.own)
+            jnp.concatenate(each) if flag else functools.reduce(jnp.minimum, each)
+            for each, flag in zip(moved, self.own, strict=True)
         ]
 
 
@@ -181,8 +186,11 @@ def on_accelerators(
                 cut = [next(mine) if flag else here for flag, here in zip(own, shared[turn], strict=True)]
                 used = last - first if block.by_problem else -(-(last - first) // block.plan.tile)
                 told = scalars(start, steps, used, block.devices[turn])
-                results = block.executables[turn](jax.tree.unflatten(tree, cut), *told, ())
-                ahead.append(jax.tree.leaves(results))
+                results = jax.tree.leaves(block.executables[turn](jax.tree.unflatten(tree, cut), *told, ()))
+                for result in results:
+                    if result.ndim == 0:  # the lowest status, which is looked at first of all
+                        result.copy_to_host_async()
+                ahead.append(results)
             while ahead:
                 outputs.put(*cuts[taken], ahead.popleft())
                 taken += 1

@@ -25,13 +25,18 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a block gives back. `status` is RUNNING where an update was not finite; such problems are run again."""
+    """What a block gives back. `status` is RUNNING where an update was not finite; such problems are run again.
+
+    `lowest`: the lowest status of all, from kernels in registers, where looking for it afterwards would take as long as
+    many descents.
+    """
 
     weights: Any
     state: Any
     loss: Any
     gradient_norm: Any
     status: Any
+    lowest: Any = None
 
 
 def tile(

@@ -18,7 +18,7 @@ from gdjax.engine.evaluator import UnsupportedError, Value
 from gdjax.engine.scalars import Scalars, entries, row, stacked
 from gdjax.engine.streamed import Streamed, zero_of
 
-AT_A_TIME = 64
+AT_A_TIME = 144
 """Numbers loaded at a time, about: as many as can be on their way without crowding out weights and totals."""
 
 MOST_POINTS = 8
