@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from gdjax.engine.points import MOST_POINTS
+
 HERE = Path(__file__).parent
 TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -103,6 +105,21 @@ def test_a_little_more_than_the_registers_hold_is_read_from_the_nearest_cache(fi
     assert found["launches"] == 1
     assert 0 < found["spilled"] < 4000
     assert found["operations"] < 1.2 * 2 * 32 * 8
+
+
+@pytest.mark.parametrize(("name", "weights"), [("300x4", 4), ("1000x16 shared", 16)])
+def test_data_in_memory_is_read_once_a_step_and_used_at_once(figures, name, weights):
+    found, points = of(figures, f"gpu {name}"), MOST_POINTS
+    assert (found["launches"], found["loops in hlo"], found["spilled"]) == (1, 0, 0)
+    assert 0 < found["memory in loop"] <= points * (weights + 1)
+    assert points * 2 * weights < found["operations"] <= points * (2 * weights + 6)
+    assert found["talk in loop"] == 0
+    assert found["registers"] <= 200
+
+
+@pytest.mark.parametrize(("name", "weights"), [("300x4", 4), ("1000x16 shared", 16)])
+def test_the_same_on_a_tpu(figures, name, weights):
+    assert 0 < of(figures, f"tpu {name}")["bundles"] <= MOST_POINTS * (4 * weights + 4)
 
 
 @pytest.mark.parametrize(("name", "most"), [("16x4", 100), ("16x4 shared", 100)])
