@@ -155,13 +155,13 @@ def figures() -> dict[str, Any]:
             out[f"gpu {name}"] = gpu_kernel(block, chunk)
         block = descent("gpu", squared, *described((16, 4), own_data=False), Descent(), "registers")
         out["gpu 16x4 shared"] = gpu_kernel(block)
-        for name, shape, own in (("300x4", (300, 4), True), ("1000x16 shared", (1000, 16), False)):
+        for name, shape, own in (("304x4", (304, 4), True), ("1000x16 shared", (1000, 16), False)):
             block = descent("gpu", squared, *described(shape, own), Descent(), "registers")
             out[f"gpu {name}"] = gpu_kernel(block)
         block = until("gpu", squared, *described((16, 4)), Descent(), stop.gradient_below(1e-3))
         out["gpu 16x4 until"] = gpu_kernel(block)
     if "tpu" in DEVICES:
-        shapes = (("16x4", (16, 4), True), ("16x4 shared", (16, 4), False), ("300x4", (300, 4), True))
+        shapes = (("16x4", (16, 4), True), ("16x4 shared", (16, 4), False), ("304x4", (304, 4), True))
         for name, shape, own in (*shapes, ("1000x16 shared", (1000, 16), False)):
             descent("tpu", squared, *described(shape, own), Descent(), "registers")
             programs = [text for text in written("final_bundles.txt") if ">> {" in text]
