@@ -61,6 +61,11 @@ class Blocks:
         one.seat, one.devices = number, self.devices[number : number + 1]
         return one
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything has been compiled."""
+        return bool(self.blocks or self.registers.blocks)
+
     def masked(self, plan: Plan | None) -> bool:
         """Whether problems with a stop rule run in one loop that masks those that are done, without rounds."""
         return not dev.is_host(self.devices[0]) or (plan is not None and plan.kernel == "registers")

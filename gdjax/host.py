@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend import core
 
 from gdjax.batch import check_rate, convert, prepare, problem_shapes
+from gdjax.device import on_accelerator
 from gdjax.engine.evaluator import INLINED, inner, loop_operands
 from gdjax.minimize import check_steps, checked_loss
 
@@ -100,7 +101,7 @@ def descend(
     """
     if callable(learning_rate) or isinstance(learning_rate, str):
         raise TypeError(f"learning_rate={learning_rate!r}; the host descends with a number or an [N] array")
-    check_rate(learning_rate)
+    check_rate(np.asarray(learning_rate) if on_accelerator(learning_rate) else learning_rate)
     count = check_steps(steps)
     batch = prepare(weights, data, in_axes, {"learning_rate": learning_rate}, None)
     flags = (jax.tree.map(lambda _: True, batch.weights), *batch.data_flags)

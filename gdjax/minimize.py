@@ -15,7 +15,7 @@ import numpy as np
 from gdjax import device as dev
 from gdjax import stop as stops
 from gdjax import traced
-from gdjax.batch import Batch, check_rate, is_traced, prepare
+from gdjax.batch import Batch, Doubt, check_rate, is_traced, prepare
 from gdjax.dispatch import choose
 from gdjax.engine.program import Program
 from gdjax.friends import Frame, FramedProjection, framed, split, whole
@@ -135,12 +135,24 @@ def descend(
     layout = layout_of(batch, device)
     x64 = batch.x64 or jax.config.jax_enable_x64  # type: ignore[attr-defined]
     with traced.apart(), dev.without_mesh(), jax.enable_x64(x64):
+        doubt = doubtful(program.rule, batch)
         check_resume(resume, program, batch.count)
         devices = layout.devices if layout else choose(device, program, batch, job.steps, resume).devices
         session = SESSIONS.get(program, batch, devices)
+        if doubt is not None and not session.begun:  # nothing is compiled for what will be refused
+            doubt.settle()
         with watching(layout.held if layout else batch.count, callback, progress) as watch:
             watched = job if watch is None else dataclasses.replace(job, watch=watch)
-            return (Sharded(session, layout) if layout else session).run(batch, watched, resume), devices
+            out = (Sharded(session, layout) if layout else session).run(batch, watched, resume)
+        if doubt is not None:
+            doubt.settle()
+        return out, devices
+
+
+def doubtful(rule: Rule, batch: Batch) -> Doubt | None:
+    """The rates of plain descent, where their values have not been looked at."""
+    plain = isinstance(rule.rule if isinstance(rule, Projected) else rule, Descent)
+    return Doubt.of(batch.hyper["learning_rate"]) if plain and "learning_rate" in batch.hyper else None
 
 
 def projected(rule: FreeRule, project: Any, frame: Frame | None) -> Rule:

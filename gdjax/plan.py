@@ -145,7 +145,7 @@ def registers(kind: Kind, lanes: int, count: int, fusable: int) -> Plan:
     """The plan of a kernel in registers whose tiles have `lanes` problems: one launch for as many as fit."""
     most = power_below(DEVICE_BYTES / kind.bytes, 1024, 1 << 24)
     tile = power_below(2 * count - 1, max(lanes, VECTOR), max(lanes, most))
-    return Plan("registers", tile, 1, min(8, fusable) if kind.elementwise else 1)
+    return Plan("registers", tile, 1, min(16, fusable) if kind.elementwise else 1)
 
 
 @functools.lru_cache(1024)

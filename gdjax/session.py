@@ -340,7 +340,7 @@ class Sessions:
     def compiled(self, key: Key, devices: Sequence[jax.Device]) -> bool:
         """Whether programs of this kind of problem have been compiled for these devices."""
         session = self.kept.get((key, tuple(devices)))
-        return session is not None and bool(session.blocks or session.registers.blocks)
+        return session is not None and session.begun
 
 
 SESSIONS = Sessions()

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from problems import compilations
+from simulated import accelerator
 
 import gdjax
 from gdjax import kernel
@@ -210,3 +211,29 @@ def test_a_failed_call_leaves_nothing_behind():
     again = call()
     np.testing.assert_array_equal(again.weights, expected.weights)
     assert kernel.squared_loss is squared_loss
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
+def test_rates_on_an_accelerator_are_refused_whether_compiled_or_not(monkeypatch, bad):
+    (device,) = accelerator(monkeypatch)
+
+    def loss(w, x, t):
+        return squared_loss(w, x, t)
+
+    good = jax.device_put(np.full(4, 0.1, np.float32), device)
+    solve = lambda rates: call(loss=loss, learning_rate=rates, device=device)  # noqa: E731
+    with compilations() as seen, pytest.raises(ValueError, match=r"learning_rate\[2\] is "):
+        solve(good.at[2].set(bad))
+    assert not any("block" in name for name in seen)
+    assert np.isfinite(solve(good).weights).all()
+    with pytest.raises(ValueError, match=r"learning_rate\[2\] is .*zero or more"):
+        solve(good.at[2].set(bad))
+
+
+def test_adam_may_have_any_rate(monkeypatch):
+    """It is a hyperparameter like others."""
+    (device,) = accelerator(monkeypatch)
+    rates = jax.device_put(np.full(4, -0.1, np.float32), device)
+    with jax.numpy_dtype_promotion("standard"):
+        options = {"optimizer": optax.adam, "hyperparams": {"learning_rate": rates}, "learning_rate": None}
+        assert call(device=device, **options).summary()["RAN_ALL_STEPS"] == 4

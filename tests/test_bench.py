@@ -289,3 +289,17 @@ def test_answers_without_steps_are_judged():
     """A program that does not count its steps is compared by its weights alone."""
     answer = Answer(np.ones(3, np.float32))
     assert own.bit_equal(answer, [(1, Answer(np.ones(1, np.float32), np.zeros(1, np.int32)))])
+
+
+def test_claims_are_measured_and_said_to_be_kept_or_not(monkeypatch, capsys):
+    from bench import device_claims
+
+    claims = (device_claims.Claim("scalar", ratio=0.0), device_claims.Claim("stop-equal", ratio=1e9))
+    monkeypatch.setattr(device_claims, "CLAIMS", claims)
+    assert device_claims.main(["--quick", "--device", "cpu"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["case"], one["problems"], one["kept"]) for one in found] == [
+        ("scalar", 512, True),
+        ("stop-equal", 512, False),
+    ]
+    assert found[0]["largest difference"] < 1e-6
