@@ -149,7 +149,7 @@ def readable(environment: dict[str, Any], results: list[Result]) -> str:
         "Median seconds of interleaved rounds, least and most beside them; ratios are taken within each "
         "round. Times run from NumPy arrays on the host to NumPy arrays on the host.\n",
     ]
-    lines = promises(results)
+    lines = promises(results) if environment["platform"] == "cpu" else []  # those of devices: `bench.device_claims`
     if lines:
         header = ("case", "against", "times as fast", "at least", "aim", "met")
         head.append(f"## Promises\n\n{markdown(header, lines)}\n")

@@ -33,11 +33,12 @@ class Limits:
     copy_bytes: float
     transfer_bytes: float | None
 
-    def seconds(self, multiply_adds: float, moved_bytes: float) -> tuple[float, str]:
-        """The least time for so many multiply-adds and bytes moved (read and written), and what takes it."""
+    def seconds(self, multiply_adds: float, moved_bytes: float, bus_bytes: float) -> tuple[float, str]:
+        """The least time for so many multiply-adds, bytes moved in the device's memory (read and written), and bytes
+        moved between the host's and the device's; and what takes it."""
         needs = {"compute": multiply_adds / self.multiply_adds, "memory": moved_bytes / self.copy_bytes}
         if self.transfer_bytes is not None:
-            needs["transfer"] = moved_bytes / self.transfer_bytes
+            needs["transfer"] = bus_bytes / self.transfer_bytes
         return max((seconds, name) for name, seconds in needs.items())
 
 

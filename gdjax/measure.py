@@ -47,10 +47,19 @@ class Kind:
         return 2 if not self.points else (2 * self.points + 1) * self.weights
 
     @property
+    def bytes_in(self) -> int:
+        """Weights, rate and data of one problem."""
+        return 4 * (self.weights + 1 + (self.points * (self.weights + 1) if self.points else 2))
+
+    @property
     def bytes(self) -> int:
-        """In: weights, rate, data. Out: weights, loss, gradient norm, steps, status (one byte)."""
-        data = self.points * (self.weights + 1) if self.points else 2
-        return 4 * (self.weights + 1 + data + self.weights + 3) + 1
+        """What comes in, and the results: weights, loss, gradient norm, steps, status (one byte)."""
+        return self.bytes_in + 4 * (self.weights + 3) + 1
+
+    @property
+    def bus_bytes(self) -> int:
+        """What goes to a device with memory of its own and is fetched from there: of the results the weights."""
+        return self.bytes_in + 4 * self.weights
 
 
 KINDS = (
@@ -139,7 +148,8 @@ def point(kind: Kind, problems: int, limit: Limits, device: jax.Device, patience
     first = time.perf_counter() - start
     seconds = clock(run, patience)
     median = statistics.median(seconds)
-    best, name = limit.seconds(problems * kind.steps * kind.multiply_adds, problems * kind.bytes)
+    work = problems * kind.steps * kind.multiply_adds
+    best, name = limit.seconds(work, problems * kind.bytes, problems * kind.bus_bytes)
     return Point(
         limit.device,
         kind.name,

@@ -280,9 +280,10 @@ def test_verdicts_say_who_wins_from_where():
 def test_limits_are_the_slowest_of_what_is_needed():
     """Compute, memory or transfer, whichever takes longest."""
     ceiling = limits.Limits("gpu:0", "x", multiply_adds=100.0, copy_bytes=10.0, transfer_bytes=1.0)
-    assert ceiling.seconds(1000, 1) == (10.0, "compute")
-    assert ceiling.seconds(1, 1000) == (1000.0, "transfer")
-    assert dataclasses.replace(ceiling, transfer_bytes=None).seconds(1, 1000) == (100.0, "memory")
+    assert ceiling.seconds(1000, 1, 1) == (10.0, "compute")
+    assert ceiling.seconds(1, 1000, 200) == (200.0, "transfer")
+    assert ceiling.seconds(1, 1000, 20) == (100.0, "memory")
+    assert dataclasses.replace(ceiling, transfer_bytes=None).seconds(1, 1000, 1000) == (100.0, "memory")
 
 
 def test_answers_without_steps_are_judged():
