@@ -106,7 +106,6 @@ SETTINGS = {
 }
 
 PLANS = [
-    Plan(kernel="lanes", tile=64, tiles=1, chunk=1),
     Plan(kernel="lanes", tile=32, tiles=5, chunk=4),
     Plan(kernel="lanes", tile=512, tiles=1, chunk=16),
 ]

@@ -83,8 +83,11 @@ def test_the_gradient_does_not_vanish_on_a_bound():
     assert not np.any(np.asarray(by_gradient.status)[on_bound] == gdjax.Status.CONVERGED)
 
 
-@pytest.mark.parametrize("name", ["box", "simplex"])
-@pytest.mark.parametrize("rule", [None, stop.update_below(1e-4)], ids=["fixed", "stop"])
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("box", None), ("simplex", None), ("simplex", stop.update_below(1e-4))],
+    ids=["box", "simplex", "simplex, stop rule"],
+)
 def test_same_bits_in_any_batch_and_cut_into_runs(name, rule):
     w, data = batch(COUNT, np.float32)
     whole = solve(w, data, PROJECTIONS[name], stop=rule)

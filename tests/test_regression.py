@@ -58,8 +58,7 @@ def test_gapminder_agrees_with_least_squares(dtype):
     np.testing.assert_allclose(result.loss, mean_loss, rtol=RELATIVE[dtype])
 
 
-@pytest.mark.parametrize("intercept", [True, False])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("dtype", "intercept"), [("float64", True), ("float32", False)])
 def test_unsorted_groups_of_different_sizes(random_groups, dtype, intercept):
     x, t, codes = random_groups
     if not intercept:

@@ -59,7 +59,7 @@ class Way:
         return gdjax.minimize(case.loss, place(start), data, in_axes=case.axes, **settings)
 
 
-@pytest.mark.parametrize("count", [1, 7, 8, 1000, 100_003])
+@pytest.mark.parametrize("count", [1, 7, 1000, 100_003])
 @pytest.mark.parametrize("name", WAYS)
 def test_eight_devices_give_the_bits_of_one(name, count):
     way = Way(*WAYS[name], count)
@@ -73,7 +73,7 @@ def test_eight_devices_give_the_bits_of_one(name, count):
     assert same_bits(answers(on), answers(way.solve(device="cpu", steps=18)))
 
 
-@pytest.mark.parametrize("count", [8, 1000, 100_000])
+@pytest.mark.parametrize("count", [8, 100_000])
 @pytest.mark.parametrize("name", WAYS)
 def test_sharded_arrays_come_back_sharded_with_the_bits_of_one_device(name, count):
     way = Way(*WAYS[name], count)

@@ -61,7 +61,7 @@ def in_jax(w, x, t, learning_rate, steps):
     return _jax_steps(jnp.asarray(w), jnp.asarray(x), jnp.asarray(t), rates, steps)
 
 
-@pytest.mark.parametrize("loss", ["squared", "residual"])
+@pytest.mark.parametrize("loss", ["squared", pytest.param("residual", marks=pytest.mark.slow)])
 def test_the_shipped_engine(loss):
     """Every plan, all shards, scalar and vector weights: the bits of the reference."""
     report = verify(loss=loss, device="cpu", quick=True)
