@@ -63,6 +63,25 @@ def test_default_plan_depends_on_the_batch_size_by_class_only():
         assert len(found) <= 5
 
 
+def test_an_accelerator_has_few_idle_lanes_and_few_sizes(monkeypatch):
+    monkeypatch.setattr(plans.dev, "is_host", lambda device: False)
+    counts = [*range(257, 5000, 37), 20_000, 50_000, 1_000_003, 4_000_000]
+    tiles = [plans.default.__wrapped__(SCALAR, CPU, n).tile for n in counts]
+    assert all(n <= tile <= 1.25 * n + 64 for n, tile in zip(counts, tiles, strict=True))
+    assert len(set(tiles)) <= 4 * 5 + 4  # four sizes between a power of two and the next
+    assert plans.default.__wrapped__(SCALAR, CPU, 10).tile == plans.SMALL
+    assert plans.default.__wrapped__(SCALAR, CPU, 10**9).tile == 1 << 24
+
+
+def test_under_vmap_an_accelerator_has_no_more_lanes_than_work(monkeypatch):
+    """A hundred networks must not run with thousands of copies of the last one."""
+    monkeypatch.setattr(plans.dev, "is_host", lambda device: False)
+    light, heavy = (plans.fallback(VECTOR, CPU, 100, "", operations).tile for operations in (1e3, 1e6))
+    assert (light, heavy) == (1 << 14, 256)
+    sizes = {plans.fallback(VECTOR, CPU, count, "", 1e6).tile for count in (1, 100, 10**6)}
+    assert sizes == {heavy}  # it follows from the problem alone
+
+
 def test_measured_plan_is_remembered_and_used(cache):
     w, data, rate = scalars(20_000)
     first = gdjax.minimize(squared_loss, w, data, learning_rate=rate, steps=5, plan="measure", device="cpu")

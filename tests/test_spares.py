@@ -198,6 +198,17 @@ def test_large_arrays_of_steps_are_not_kept(monkeypatch):
     assert filled(25, 3, device) is filled(25, 3, device)
 
 
+def test_steps_on_an_accelerator_are_kept_until_someone_gives_them_away(monkeypatch):
+    monkeypatch.setattr("gdjax.device.is_host", lambda device: False)
+    device = jax.devices("cpu")[-1]
+    first = filled(25, 3, device)
+    assert filled(25, 3, device) is first
+    assert filled(25, 4, device)[0] == 4
+    again = filled(25, 3, device)
+    again.delete()  # as donating it does
+    assert np.array_equal(filled(25, 3, device), np.full(25, 3))
+
+
 def test_float64_answers_are_the_callers_to_write_to():
     solution = solve(*batch(10, np.float64))
     assert solution.weights.dtype == np.float64
