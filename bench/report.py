@@ -149,7 +149,8 @@ def readable(environment: dict[str, Any], results: list[Result]) -> str:
         "Median seconds of interleaved rounds, least and most beside them; ratios are taken within each "
         "round. Times run from NumPy arrays on the host to NumPy arrays on the host.\n",
     ]
-    lines = promises(results) if environment["platform"] == "cpu" else []  # those of devices: `bench.device_claims`
+    # What devices with memory of their own promise: `bench.device_claims`.
+    lines = promises(results) if environment.get("platform", "cpu") == "cpu" else []
     if lines:
         header = ("case", "against", "times as fast", "at least", "aim", "met")
         head.append(f"## Promises\n\n{markdown(header, lines)}\n")

@@ -221,11 +221,11 @@ def without_mesh() -> contextlib.AbstractContextManager[Any]:
     return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
 
 
-def full_precision() -> contextlib.AbstractContextManager[Any]:
+def full_precision(device: jax.Device) -> contextlib.AbstractContextManager[Any]:
     """Matrix products of float32 in float32, unless the user has set `jax_default_matmul_precision`: accelerators would
     multiply in tf32 or bfloat16."""
     asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return contextlib.nullcontext() if asked else jax.default_matmul_precision("highest")
+    return contextlib.nullcontext() if asked or is_host(device) else jax.default_matmul_precision("highest")
 
 
 def in_shards(array: Any) -> bool:

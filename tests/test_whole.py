@@ -76,8 +76,14 @@ def test_arithmetic_is_done_on_what_the_tile_has_laid_out(compiled, rule):
     assert seen
 
 
-@pytest.mark.parametrize("rule", [None, stop.gradient_below(1e-3)], ids=["fixed", "stop"])
-@pytest.mark.parametrize("loss", [left_out, folded, library, sorting], ids=lambda f: f.__name__)
+RULE = stop.gradient_below(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "rule"),
+    [(left_out, None), (folded, None), (library, None), (sorting, None), (left_out, RULE), (sorting, RULE)],
+    ids=["left out", "folded", "library", "sorting", "left out, stop rule", "sorting, stop rule"],
+)
 def test_whatever_a_loss_makes_of_its_arguments(loss, rule, compiled):
     data, axes = ((X, T, SHARED), (0, 0, None)) if loss in (library, sorting) else ((X, T), 0)
     options = {"in_axes": axes, "learning_rate": 0.1, "steps": 40, "stop": rule}

@@ -136,7 +136,7 @@ def compile_block(
 
     def tile(piece: Any, start: Any, steps: Any, zero: Any, *more: Any) -> Any:
         kernel.zero = zero
-        with dev.full_precision():
+        with dev.full_precision(places[0]):
             out, out_own = engine(kernel, program, plan.chunk, flags, start, steps)(piece, *more)
         own.append(out_own)
         return out

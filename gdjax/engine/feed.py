@@ -113,8 +113,8 @@ class Outputs:
             if flag:
                 self.arrays[index][first:last] = np.asarray(result)[: last - first]
             else:
-                before = result if self.arrays[index] is None else self.arrays[index]
-                self.arrays[index] = np.minimum(before, result)  # in memory of its own: the result's is written over
+                mine = np.array(result)  # the memory of the result itself is written over later
+                self.arrays[index] = mine if self.arrays[index] is None else common(self.arrays[index], mine)
 
     def fetch(self) -> None:
         """Take what has been left on the device to host memory: the device is full."""
@@ -130,11 +130,17 @@ class Outputs:
         parts = [part for _, _, part in sorted(self.parts, key=lambda part: part[0])]
         if len(parts) == 1:
             return parts[0]
-        moved = [[jax.device_put(part[i], self.home) for part in parts] for i in range(len(self.own))]
         return [
-            jnp.concatenate(each) if flag else functools.reduce(jnp.minimum, each)
-            for each, flag in zip(moved, self.own, strict=True)
+            jnp.concatenate([jax.device_put(part[i], self.home) for part in parts])
+            if flag
+            else functools.reduce(common, (part[i] for part in parts))
+            for i, flag in enumerate(self.own)
         ]
+
+
+def common(one: Any, other: Any) -> Any:
+    """What two pieces say of something that no problem owns: the same, or the lower of two statuses."""
+    return np.minimum(one, other) if other.dtype == np.int8 else other
 
 
 def in_flight(devices: Sequence[jax.Device]) -> int:
