@@ -17,10 +17,11 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from gdjax.batch import check_rate, convert, prepare, problem_shapes
+from gdjax.batch import convert, prepare, problem_shapes
 from gdjax.device import on_accelerator
 from gdjax.engine.evaluator import INLINED, inner, loop_operands
 from gdjax.minimize import check_steps, checked_loss
+from gdjax.rates import check_rate
 
 
 class UnsupportedError(NotImplementedError):

@@ -15,13 +15,14 @@ import numpy as np
 from gdjax import device as dev
 from gdjax import stop as stops
 from gdjax import traced
-from gdjax.batch import Batch, Doubt, check_rate, is_traced, prepare
+from gdjax.batch import Batch, is_traced, prepare
 from gdjax.dispatch import choose
 from gdjax.engine.program import Program
 from gdjax.friends import Frame, FramedProjection, framed, split, whole
 from gdjax.placed import give
 from gdjax.plan import Plan
 from gdjax.progress import Watch
+from gdjax.rates import Doubt, check_rate
 from gdjax.rules import Descent, FreeRule, Projected, Rule, Transformation, is_pair
 from gdjax.session import SESSIONS, Job, Outcome
 from gdjax.sharding import Sharded, layout_of
