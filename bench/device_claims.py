@@ -16,16 +16,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bench import environment
-from bench.cases import CASES, Case, Inputs
+from bench.cases import CASES, Inputs
+from bench.peers.jax_peers import compiled, descent, optax_descent
 from bench.peers.own import arguments
 
 
@@ -64,47 +64,15 @@ CLAIMS = (
 )
 
 
-def plain(case: Case, steps: int) -> Callable[..., Any]:
-    """`jit(vmap(loop))` of a case: `(weights, rates, *data) -> weights`."""
-    gradient = jax.grad(case.loss)
-
-    def descent(w: Any, rate: Any, *data: Any) -> Any:
-        return jax.lax.fori_loop(0, steps, lambda _, w: w - rate * gradient(w, *data), w)
-
-    def until(w: Any, rate: Any, *data: Any) -> Any:
-        def unmet(state: Any) -> Any:
-            return (jnp.max(jnp.abs(state[1])) > case.tolerance) & (state[2] < steps)
-
-        def step(state: Any) -> Any:
-            w = state[0] - rate * state[1]
-            return w, gradient(w, *data), state[2] + 1
-
-        return jax.lax.while_loop(unmet, step, (w, gradient(w, *data), jnp.int32(0)))[0]
-
-    def adam(w: Any, rate: Any, *data: Any) -> Any:
-        import optax
-
-        rule = optax.adam(rate)
-
-        def step(_: Any, pair: Any) -> Any:
-            moves, state = rule.update(gradient(pair[0], *data), pair[1], pair[0])
-            return optax.apply_updates(pair[0], moves), state
-
-        return jax.lax.fori_loop(0, steps, step, (w, rule.init(w)))[0]
-
-    one = adam if case.family == "adam" else descent if case.tolerance is None else until
-    return jax.jit(jax.vmap(one, in_axes=(0, 0, case.in_axes, case.in_axes)))
-
-
 def measure(claim: Claim, device: jax.Device, rounds: int, problems: int, steps: int, limit: float) -> dict[str, Any]:
     """Both programs in interleaved rounds."""
     import gdjax
 
-    case = CASES[claim.case]
+    case = replace(CASES[claim.case], steps=steps)
     host = case.inputs(problems)
     inputs = Inputs(*jax.device_put((host.weights, host.data, host.rates), device))
-    keywords = arguments(case, inputs, device) | {"steps": steps}
-    loop = plain(case, steps)
+    keywords = arguments(case, inputs, device)
+    loop = compiled(case, optax_descent(case) if case.family == "adam" else descent(case))
     programs: dict[str, Callable[[], Any]] = {
         "gdjax": lambda: gdjax.minimize(case.loss, inputs.weights, inputs.data, **keywords),
         "vmap": lambda: loop(inputs.weights, inputs.rates, *inputs.data),
@@ -133,7 +101,7 @@ def measure(claim: Claim, device: jax.Device, rounds: int, problems: int, steps:
         + (solution.plan.reason and f": {solution.plan.reason}"),
         "seconds": seconds,
         "first seconds": first,
-        "largest difference": float(np.max(np.abs(np.asarray(solution.weights) - np.asarray(answers["vmap"])))),
+        "largest difference": float(np.max(np.abs(np.asarray(solution.weights) - np.asarray(answers["vmap"][0])))),
         "times vmap": statistics.median(b / a for a, b in zip(seconds["gdjax"], seconds["vmap"], strict=True)),
         "G steps/s": taken / best / 1e9,
         "share of limit": work / best / limit,

@@ -15,14 +15,13 @@ import jax
 from gdjax import device as dev
 from gdjax import plan as plans
 from gdjax import trust
-from gdjax.batch import Batch, problem_shapes
+from gdjax.batch import Batch
 from gdjax.engine import fixed, history
 from gdjax.engine.block import Block, compile_block
 from gdjax.engine.feed import in_flight, run_block
 from gdjax.engine.program import Program
 from gdjax.forms import lane_form
 from gdjax.memory import Ceiling
-from gdjax.pieces import own
 from gdjax.plan import Plan
 from gdjax.work import step_operations
 
@@ -48,7 +47,8 @@ class Blocks:
         if self.refused is not None:
             log.info("the problem runs under vmap, not in lanes: %s", self.refused)
         # On the CPU a tile depends on the size of a problem alone.
-        self.operations = 1.0 if dev.is_host(self.devices[0]) or self.refused is None else operations_of(program, batch)
+        counted = self.refused is not None and not dev.is_host(self.devices[0])
+        self.operations = step_operations(program, batch) if counted else 1.0
         self.registers = trust.Registers(program, batch, self.devices)
         self.lock = threading.RLock()
         self.ceiling = Ceiling(self.devices, in_flight(self.devices))
@@ -193,9 +193,3 @@ class Blocks:
             self.blocks[key] = block
         block = self.blocks[key]
         return block if self.seat is None else block.on(self.seat)
-
-
-def operations_of(program: Program, batch: Batch) -> float:
-    """Operations of a step of one of these problems."""
-    trees, flags = (batch.weights, batch.data, batch.hyper), (own(batch.weights), batch.data_flags, batch.hyper_flags)
-    return step_operations(program, *problem_shapes(trees, flags))

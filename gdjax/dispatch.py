@@ -18,7 +18,7 @@ import jax
 from gdjax import cost
 from gdjax import device as dev
 from gdjax import plan as plans
-from gdjax.batch import Batch, problem_shapes
+from gdjax.batch import Batch
 from gdjax.calibration import calibration
 from gdjax.cost import HOST, Calibration, Estimate, Job, Option
 from gdjax.dryrun import check_program
@@ -218,7 +218,7 @@ def kind_of(program: Program, batch: Batch) -> Kind:
     pairs = list(zip(jax.tree.leaves(trees), jax.tree.leaves(flags), strict=True))
     weights = jax.tree.leaves(batch.weights)
     return Kind(
-        operations=step_operations(program, *problem_shapes(trees, flags)),
+        operations=step_operations(program, batch),
         bytes_in=sum(leaf.nbytes for leaf, flag in pairs if flag) / batch.count,
         bytes_out=sum(leaf.nbytes for leaf in weights) / batch.count + 2 * weights[0].dtype.itemsize + 5,
         shared=sum(leaf.nbytes for leaf, flag in pairs if not flag),

@@ -14,8 +14,9 @@ from gdjax.arena import aligned, aligned_full
 
 adopt = getattr(jaxlib.xla_client, "batched_device_put", None)
 
-FILLED: dict[str, np.ndarray] = {}
-FILLED_THERE: dict[jax.Device, tuple[int, int, jax.Array]] = {}
+FILLED: dict[jax.Device | None, tuple[int, int, Any]] = {}
+"""The last array of equal numbers in each memory (None: the host's), its length and its number."""
+
 FILLED_BYTES = 64 << 20
 """Most bytes of an array of equal numbers that is kept."""
 
@@ -40,20 +41,17 @@ def give(tree: Any, home: jax.Device) -> Any:
 def filled(count: int, value: int, device: jax.Device) -> Any:
     """`count` times the same int32, made where it will lie: in the memory of the call before, where that was the same.
     Nobody may write there."""
-    if not dev.is_host(device):
-        *same, there = FILLED_THERE.get(device, (0, 0, None))
-        if there is None or same != [count, value] or there.is_deleted():  # a user may have donated it
-            there = filled_there(number(value, device), count)
-            if there.nbytes <= FILLED_BYTES:
-                FILLED_THERE[device] = count, value, there
-        return there
-    kept = FILLED.get("last")
-    if kept is not None and len(kept) == count > 0 and kept[0] == value:
+    place = None if dev.is_host(device) else device
+    *same, kept = FILLED.get(place, (0, 0, None))
+    if kept is not None and same == [count, value] and not (place and kept.is_deleted()):  # a user may have donated it
         return kept
-    out = aligned_full((count,), value, np.int32)
-    out.flags.writeable = False
+    if place:
+        out = filled_there(number(value, place), count)
+    else:
+        out = aligned_full((count,), value, np.int32)
+        out.flags.writeable = False
     if out.nbytes <= FILLED_BYTES:
-        FILLED["last"] = out
+        FILLED[place] = count, value, out
     return out
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from gdjax.batch import Batch, problem_shapes
 from gdjax.engine.program import Program
+from gdjax.pieces import own
 
 FREE = frozenset(
     "broadcast_in_dim reshape squeeze expand_dims transpose slice dynamic_slice concatenate pad rev iota copy "
@@ -37,8 +39,10 @@ def operations(function: Any, *shapes: Any) -> float:
     return max(1.0, of_jaxpr(jax.make_jaxpr(function)(*shapes).jaxpr))
 
 
-def step_operations(program: Program, weights: Any, data: Any, hyper: Any) -> float:
-    """Operations of one step of one problem, whose arrays have these shapes."""
+def step_operations(program: Program, batch: Batch) -> float:
+    """Operations of one step of one problem of a batch."""
+    trees, flags = (batch.weights, batch.data, batch.hyper), (own(batch.weights), batch.data_flags, batch.hyper_flags)
+    weights, data, hyper = problem_shapes(trees, flags)
     state = jax.eval_shape(program.init, weights, data, hyper)
     index, healthy = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.bool_)
     if program.stop is None:

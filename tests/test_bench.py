@@ -14,6 +14,7 @@ from bench.cases import CASES, choose
 from bench.peers import Answer, Skip, own, programs, torch_peers
 from bench.rounds import LIMITS, Result, Row, part_for, run_case
 from gdjax import limits, measure, reference
+from gdjax.engine.targets import TARGETS
 
 # One case per family, the smallest that still means something; the others differ in size only.
 TINY = {
@@ -284,6 +285,16 @@ def test_limits_are_the_slowest_of_what_is_needed():
     assert ceiling.seconds(1, 1000, 200) == (200.0, "transfer")
     assert ceiling.seconds(1, 1000, 20) == (100.0, "memory")
     assert dataclasses.replace(ceiling, transfer_bytes=None).seconds(1, 1000, 1000) == (100.0, "memory")
+
+
+def test_multiply_adds_in_registers_are_done():
+    """What is timed is computed: every chain of every number, interpreted."""
+    x = np.linspace(0, 1, 256, dtype=np.float32)[None]
+    got = limits.chains(TARGETS["cpu"], jax.numpy.asarray(x), 3)
+    chains = [x * np.float32(0.5 + 0.01 * i) for i in range(limits.CHAINS)]
+    for _ in range(3 * limits.DEPTH):
+        chains = [chain * x + np.float32(0.25) for chain in chains]
+    np.testing.assert_allclose(got, sum(chains), rtol=1e-5)
 
 
 def test_answers_without_steps_are_judged():

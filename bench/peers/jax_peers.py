@@ -22,10 +22,15 @@ def pick(device: str) -> jax.Device:
     return gdjax.select_device(device).device
 
 
-def batched(case: Case, inputs: Inputs, device: str, one: One, notes: str = "") -> Run:
-    """vmap and jit `one`, NumPy arrays to NumPy arrays; without a stop rule only the weights are computed."""
+def compiled(case: Case, one: One) -> Callable[..., tuple[Any, ...]]:
+    """`one` under vmap and jit; without a stop rule only the weights are computed."""
     wanted = one if case.tolerance is not None else lambda *problem: one(*problem)[:1]
-    solve = jax.jit(jax.vmap(wanted, in_axes=(0, 0, *(case.in_axes for _ in inputs.data))))
+    return jax.jit(jax.vmap(wanted, in_axes=(0, 0, case.in_axes, case.in_axes)))
+
+
+def batched(case: Case, inputs: Inputs, device: str, one: One, notes: str = "") -> Run:
+    """`one` compiled, NumPy arrays to NumPy arrays."""
+    solve = compiled(case, one)
     place = pick(device)
 
     def run() -> Answer:
@@ -36,8 +41,8 @@ def batched(case: Case, inputs: Inputs, device: str, one: One, notes: str = "") 
     return run
 
 
-def vmap(case: Case, inputs: Inputs, device: str) -> Run:
-    """jit(vmap(fori_loop)); with a stop rule jit(vmap(while_loop))."""
+def descent(case: Case) -> One:
+    """Plain descent of one problem: a fori_loop; with a stop rule a while_loop."""
 
     def one(w: Any, rate: Any, *data: Any) -> tuple[Any, Any, Any]:
         gradient = lambda w: jax.grad(case.loss)(w, *data)  # noqa: E731
@@ -51,10 +56,15 @@ def vmap(case: Case, inputs: Inputs, device: str) -> Run:
         )
         return w, steps, ~unmet(g)
 
-    return batched(case, inputs, device, one)
+    return one
 
 
-def optax(case: Case, inputs: Inputs, device: str) -> Run:
+def vmap(case: Case, inputs: Inputs, device: str) -> Run:
+    """jit(vmap(fori_loop)); with a stop rule jit(vmap(while_loop))."""
+    return batched(case, inputs, device, descent(case))
+
+
+def optax_descent(case: Case) -> One:
     """An optax rule in the same loops: adam, or sgd."""
     package = load("optax")
     rule = package.adam if case.family == "adam" else package.sgd
@@ -84,7 +94,12 @@ def optax(case: Case, inputs: Inputs, device: str) -> Run:
         )
         return w, steps, ~unmet(g)
 
-    return batched(case, inputs, device, one)
+    return one
+
+
+def optax(case: Case, inputs: Inputs, device: str) -> Run:
+    """An optax rule in the same loops, under vmap."""
+    return batched(case, inputs, device, optax_descent(case))
 
 
 def jaxopt(case: Case, inputs: Inputs, device: str) -> Run:
