@@ -21,7 +21,7 @@ from gdjax.engine.program import Program
 from gdjax.friends import Frame, FramedProjection, framed, split, whole
 from gdjax.placed import give
 from gdjax.plan import Plan
-from gdjax.progress import Watch
+from gdjax.progress import Watch, check_watch
 from gdjax.rates import Doubt, check_rate
 from gdjax.rules import Descent, FreeRule, Projected, Rule, Transformation, is_pair
 from gdjax.session import SESSIONS, Job, Outcome
@@ -284,15 +284,11 @@ def planned(plan: Any) -> tuple[Plan | None, bool]:
 @contextmanager
 def watching(problems: int, callback: Any, progress: Any) -> Iterator[Watch | None]:
     """A watch over the run where one is asked for."""
-    if callback is not None and not callable(callback):
-        raise TypeError(
-            f"callback is a {type(callback).__name__}; pass a function of a gdjax.progress.Progress that returns "
-            "whether to end the run"
-        )
+    check_watch(callback, progress)
     if callback is None and not progress:
         yield None
         return
-    watch = Watch(problems, callback, bool(progress))
+    watch = Watch(problems, callback, progress)
     try:
         yield watch
     finally:

@@ -123,6 +123,17 @@ class Watch:
             self.bar.stop()
 
 
+def check_watch(callback: Any, progress: Any) -> None:
+    """What a user may ask for: a function to be told, and yes or no to a bar."""
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"callback is a {type(callback).__name__}; pass a function of a gdjax.progress.Progress that returns "
+            "whether to end the run"
+        )
+    if not isinstance(progress, bool | np.bool_):
+        raise TypeError(f"progress is {progress!r}, a {type(progress).__name__}; pass True for a bar, False for none")
+
+
 def bar() -> Any:
     """A bar on the terminal or in the notebook; None where nobody would see it."""
     try:

@@ -42,6 +42,9 @@ def is_vector(w: Weights) -> bool:
     Returns:
         A bool.
 
+    Raises:
+        Nothing: whatever has a length is a sequence.
+
     >>> is_vector([1.0, 2.0]), is_vector(1.0)
     (True, False)
     """

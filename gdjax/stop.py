@@ -96,7 +96,15 @@ class StopRule:
 
 
 class Test(StopRule):
-    """A rule without memory: a function of the step's state."""
+    """A rule without memory: a function of the step's state.
+
+    Args:
+        function: `function(step) -> bool`, pure, of a `Step`.
+        name: how it shows; by default the function's name.
+
+    >>> Test(lambda step: step.index >= 10, "ten") | loss_below(0.5)
+    (ten | loss_below(0.5))
+    """
 
     __test__ = False  # not a pytest class
 
@@ -115,7 +123,19 @@ class Test(StopRule):
 
 
 class Below(StopRule):
-    """One figure of the step at or below a tolerance."""
+    """One figure of the step at or below a tolerance, in the figure's dtype.
+
+    Args:
+        name: how the rule shows.
+        figure: `figure(step) -> scalar`, pure, of a `Step`.
+        tol: tolerance in units of the figure, zero or more.
+
+    Raises:
+        ValueError: `tol` is negative, NaN or not a number.
+
+    >>> Below("weight_below", lambda step: jnp.abs(step.weights), 0.01) & gradient_below(1e-3)
+    (weight_below(0.01) & gradient_below(0.001))
+    """
 
     def __init__(self, name: str, figure: Callable[[Step], Any], tol: float):
         if isinstance(tol, bool) or not isinstance(tol, (int, float)) or math.isnan(tol) or tol < 0:
@@ -129,14 +149,23 @@ class Below(StopRule):
         return figure <= jnp.asarray(self.tol, figure.dtype), memory
 
     def _key(self) -> Any:
-        return (self.name, self.tol)
+        return (self.name, self.figure, self.tol)
 
     def __repr__(self) -> str:
         return f"{self.name}({self.tol!r})"
 
 
 class Joined(StopRule):
-    """Two rules, either or both."""
+    """Two rules, either or both; what `|` and `&` make.
+
+    Args:
+        join: `join(left, right) -> bool` of two boolean scalars.
+        sign: how it shows.
+        left, right: the rules; both are tested at every step, and each keeps its own memory.
+
+    >>> Joined(jnp.logical_or, "|", loss_below(0.5), update_below(0)) == (loss_below(0.5) | update_below(0))
+    True
+    """
 
     def __init__(self, join: Callable[[Any, Any], Any], sign: str, left: StopRule, right: StopRule):
         self.join, self.sign, self.left, self.right = join, sign, left, right
@@ -150,14 +179,29 @@ class Joined(StopRule):
         return self.join(left, right), (memory_left, memory_right)
 
     def _key(self) -> Any:
-        return (self.sign, self.left, self.right)
+        return (self.join, self.sign, self.left, self.right)
 
     def __repr__(self) -> str:
         return f"({self.left!r} {self.sign} {self.right!r})"
 
 
 def as_rule(rule: Any) -> StopRule:
-    """A rule, from a rule or a function of the step's state."""
+    """A rule, from a rule or a function of the step's state.
+
+    Args:
+        rule: a `StopRule`, returned as it is, or `rule(step) -> bool`.
+
+    Returns:
+        A `StopRule`.
+
+    Raises:
+        TypeError: it is neither.
+
+    >>> def late(step):
+    ...     return step.index >= 10
+    >>> as_rule(late), as_rule(loss_below(0.5))
+    (late, loss_below(0.5))
+    """
     if isinstance(rule, StopRule):
         return rule
     if callable(rule):
@@ -169,7 +213,20 @@ def as_rule(rule: Any) -> StopRule:
 
 
 def largest(tree: Any) -> Any:
-    """Largest absolute entry over a whole pytree; NaN if any entry is."""
+    """Largest absolute entry over a whole pytree, `max |aᵢ|`; NaN if any entry is.
+
+    Args:
+        tree: a pytree of arrays of any shape, at least one of them with entries.
+
+    Returns:
+        A scalar of the widest dtype among the leaves.
+
+    Raises:
+        ValueError: no leaf has an entry.
+
+    >>> print(largest({"a": jnp.array([1.0, -3.0]), "b": jnp.array(2.0)}))
+    3.0
+    """
     leaves = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree) if leaf.size]
     dtype = widest(leaves)
     result = leaves[0].astype(dtype)
@@ -179,7 +236,20 @@ def largest(tree: Any) -> Any:
 
 
 def widest(tree: Any) -> Any:
-    """The dtype that holds those of all leaves, also where the user forbids implicit promotion."""
+    """The dtype that holds those of all leaves, also where the user forbids implicit promotion.
+
+    Args:
+        tree: a pytree of arrays, at least one.
+
+    Returns:
+        A NumPy dtype.
+
+    Raises:
+        ValueError: there is no leaf.
+
+    >>> print(widest([jnp.ones(3, jnp.float16), jnp.ones((), jnp.float32)]))
+    float32
+    """
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(tree)))
 

@@ -18,6 +18,7 @@ from gdjax.formats import WRITERS
 from gdjax.jobs import Job, Totals
 from gdjax.mapping import RESULTS, Mapped
 from gdjax.plan import power_below
+from gdjax.progress import check_watch
 from gdjax.sink import MANIFEST, STAGED, Sink, check_same, read_manifest
 from gdjax.solution import Status
 
@@ -128,6 +129,7 @@ def solve_stream(
     """
     options = {k: v for k, v in locals().items() if k not in ("source", "sink", "loss", "weights", "data")}
     share, progress = options.pop("share"), options.pop("progress")
+    check_watch(None, progress)
     job = open_job(source, sink, loss, weights, data, **options)
     job.run(share, progress)
     try:

@@ -104,6 +104,16 @@ def test_a_callback_that_is_no_function():
         run(callback="stop")
 
 
+@pytest.mark.parametrize("wrong", ["yes", 1, None])
+def test_progress_is_yes_or_no(wrong, tmp_path):
+    with pytest.raises(TypeError, match=f"progress is {wrong!r}, a .*; pass True for a bar, False for none"):
+        run(progress=wrong)
+    sink = tmp_path / "out"
+    with pytest.raises(TypeError, match="progress is"):
+        gdjax.solve_stream({"x": np.ones(3)}, sink, gdjax.kernel.squared_loss, 1.0, ("x", 1.0), steps=2, progress=wrong)
+    assert not sink.exists()
+
+
 def test_an_error_in_the_callback_reaches_the_caller():
     def fail(counts):
         raise RuntimeError("enough")

@@ -178,6 +178,16 @@ def test_lanes_of_very_different_length():
     assert 0 < done.sum() < 300
 
 
+def test_rules_that_share_a_name_are_not_taken_for_each_other():
+    early, late = (stop.Below("far", lambda step, far=far: abs(step.index - far), 0) for far in (3, 7))
+    assert early != late
+    assert set(solve(early).steps.tolist()) == {3}
+    assert set(solve(late).steps.tolist()) == {7}
+    both = stop.Joined(jnp.logical_and, "|", early, late)  # shows as another does, and joins otherwise
+    assert set(solve(early | late).steps.tolist()) == {3}
+    assert set(solve(both, steps=20).steps.tolist()) == {20}
+
+
 def test_rules_say_what_they_are_and_compare_by_it():
     rule = stop.gradient_below(1e-6) | stop.loss_below(0.001)
     assert repr(rule) == "(gradient_below(1e-06) | loss_below(0.001))"
