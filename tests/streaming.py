@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 N, SIZE, STEPS = 1000, 96, 30
+FIELDS = ("weights", "loss", "gradient_norm", "steps", "status")
 
 
 def arrays(seed: int = 0, count: int = N) -> dict[str, np.ndarray]:
@@ -16,6 +18,40 @@ def arrays(seed: int = 0, count: int = N) -> dict[str, np.ndarray]:
     w, x, t = rng.normal(size=(3, count)).astype(np.float32)
     x[7] = 1e6
     return {"w": w, "x": x, "t": t}
+
+
+def stored(folder: Path) -> Path:
+    """These problems as a Parquet file."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = folder / "problems.parquet"
+    parquet.write_table(pa.table(arrays()), path, row_group_size=70)
+    return path
+
+
+def alone(held: dict[str, np.ndarray], **options: object) -> Any:
+    """The solution of such problems without a stream."""
+    import gdjax
+
+    plain = {"learning_rate": 0.1, "steps": STEPS, **options}
+    return gdjax.minimize(gdjax.kernel.squared_loss, held["w"], (held["x"], held["t"]), **plain)
+
+
+def same(table: Any, solution: Any) -> None:
+    """A stream's results are those of this solution, in every bit."""
+    for name in FIELDS:
+        np.testing.assert_array_equal(table[name].to_numpy(), np.asarray(getattr(solution, name)), name)
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    """The parts that lie in a folder of results."""
+    return {path.name: path.read_bytes() for path in folder.glob("part-*")}
+
+
+def truncate(path: Path) -> None:
+    """Cut off the end of a file."""
+    path.write_bytes(path.read_bytes()[:-100])
 
 
 def tidy(seed: int = 0, groups: int = 60) -> dict[str, np.ndarray]:

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from problems import answers, same_bits
 from simulated import CPU, GPU, accelerator
-from typer.testing import CliRunner
 
 import gdjax
 from gdjax import cache, calibration, cost, dispatch, stop
-from gdjax.commands import app
 from gdjax.cost import HOST, Job, Option, Pace
 from gdjax.kernel import squared_loss
 from gdjax.work import operations
+from tests.calling import call
 
 SCALAR = Job(problems=1, steps=1, operations=13, bytes_in=12, bytes_out=13, elementwise=True)
 VECTOR = Job(problems=1, steps=1, operations=1274, bytes_in=1184, bytes_out=45)
@@ -319,12 +318,9 @@ def test_figures_that_cannot_be_are_no_calibration():
 
 
 def test_the_command_explains(monkeypatch):
-    done = CliRunner().invoke(app, ["devices", "--problems", "1000"])
-    assert done.exit_code == 0
-    assert "cpu:0: the only device there is" in done.output
+    assert "cpu:0: the only device there is" in call("devices", "--problems", 1000).output
     accelerator(monkeypatch)
-    done = CliRunner().invoke(app, ["devices", "--problems", "1000000", "--points", "16", "--weights", "4"])
-    assert done.exit_code == 0
+    done = call("devices", "--problems", 1_000_000, "--points", 16, "--weights", 4)
     assert "auto weighs it" in done.output
     assert "together" in done.output
     assert "1,000,000 problems of " in done.output

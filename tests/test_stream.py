@@ -1,10 +1,6 @@
 """Streams of problems: the bits of `minimize`, in parts that outlast whatever happens."""
 
-import errno
 import os
-import shutil
-import signal
-import subprocess
 import sys
 
 import jax
@@ -16,35 +12,15 @@ import pytest
 from pyarrow import csv, parquet
 
 import gdjax
-from gdjax.jobs import StreamStopped
-from gdjax.mapping import Mapped
-from gdjax.sink import MANIFEST, Sink
+from gdjax.sink import MANIFEST
 from gdjax.sources import ParquetSource, files_of
 from gdjax.stream import open_job
-from tests.streaming import SIZE, STEPS, N, arrays, solve
-
-FIELDS = ("weights", "loss", "gradient_norm", "steps", "status")
+from tests.streaming import FIELDS, SIZE, STEPS, N, alone, arrays, parts, same, solve, stored, truncate
 
 
 @pytest.fixture
 def problems(tmp_path):
-    path = tmp_path / "problems.parquet"
-    parquet.write_table(pa.table(arrays()), path, row_group_size=70)
-    return path
-
-
-def alone(held, **options):
-    plain = {"learning_rate": 0.1, "steps": STEPS, **options}
-    return gdjax.minimize(gdjax.kernel.squared_loss, held["w"], (held["x"], held["t"]), **plain)
-
-
-def same(table, solution):
-    for name in FIELDS:
-        np.testing.assert_array_equal(table[name].to_numpy(), np.asarray(getattr(solution, name)), name)
-
-
-def parts(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("part-*")}
+    return stored(tmp_path)
 
 
 def sources(tmp_path):
@@ -226,38 +202,6 @@ def test_an_iterator_that_brings_something_else_is_refused(tmp_path):
         solve(iter([{name: array[:500] for name, array in arrays().items()}]), sink)
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def foreign(path):
-    parquet.write_table(pa.table({"weights": [1.0]}), path)
-
-
-def of_another_run(path):
-    shutil.copy(path.with_name("part-00000004.parquet"), path)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (truncate, r"part-00000003\.parquet cannot be read .*; delete that file and run the same again"),
-        (foreign, r"part-00000003\.parquet cannot be read"),
-        (of_another_run, "comes from another run"),
-    ],
-)
-def test_a_spoilt_part_is_told_and_mended_by_deleting_it(tmp_path, problems, spoil, message):
-    sink = tmp_path / "out"
-    solve(problems, sink)
-    before = parts(sink)
-    spoil(sink / "part-00000003.parquet")
-    with pytest.raises(ValueError, match=message):
-        solve(problems, sink)
-    (sink / "part-00000003.parquet").unlink()
-    solve(problems, sink)
-    assert parts(sink) == before
-
-
 def test_sinks_that_are_none(tmp_path, problems):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").write_text("mine")
@@ -341,86 +285,6 @@ def test_other_sources_that_cannot_be(tmp_path):
         with pytest.raises(ValueError, match=message):
             solve(source, tmp_path / "out")
         assert not list((tmp_path / "out").glob("part-*"))
-
-
-def test_a_full_disk_is_told_and_gone_on_from(tmp_path, problems, monkeypatch):
-    sink, wanted = tmp_path / "out", tmp_path / "wanted"
-    solve(problems, wanted)
-    fsync, calls = os.fsync, []
-
-    def full(descriptor):
-        calls.append(descriptor)
-        if len(calls) > 9:
-            raise OSError(errno.ENOSPC, "full")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ValueError, match=r"part-\d+\.parquet cannot be written: No space left on device\. Parts that"):
-        solve(problems, sink)
-    monkeypatch.undo()
-    left = parts(sink)
-    assert 0 < len(left) < 11
-    assert not list(sink.glob(".*"))
-    assert left == {name: held for name, held in parts(wanted).items() if name in left}
-    solve(problems, sink)
-    assert parts(sink) == parts(wanted)
-
-
-def test_a_disk_that_is_really_full(tmp_path, problems):
-    small, wanted = tmp_path / "small", tmp_path / "wanted"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(small)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        with pytest.raises(ValueError, match="cannot be written: No space left on device"):
-            solve(problems, small / "out")
-        subprocess.run(["mount", "-o", "remount,size=4m", str(small)], check=True)
-        solve(problems, small / "out")
-        solve(problems, wanted)
-        assert parts(small / "out") == parts(wanted)
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
-
-
-@pytest.fixture
-def _control_c():
-    """Ctrl-C as in a terminal: a job in the background begins with it switched off."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_control_c")
-def test_control_c_finishes_the_part_at_hand(tmp_path, problems, monkeypatch):
-    sink, solved = tmp_path / "out", Mapped.solve
-
-    def interrupted(self, number, loaded):
-        if number == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return solved(self, number, loaded)
-
-    monkeypatch.setattr(Mapped, "solve", interrupted)
-    with pytest.raises(StreamStopped, match="run the same again to go on"):
-        solve(problems, sink)
-    assert len(parts(sink)) == 5
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    monkeypatch.undo()
-    solve(problems, sink)
-    same(parquet.read_table(sink), alone(arrays()))
-
-
-def test_a_source_that_changes_on_the_way_is_told(tmp_path, problems, monkeypatch):
-    written = Sink.write
-
-    def meddled(self, number, table, about):
-        if number == 2:
-            os.utime(problems)
-        written(self, number, table, about)
-
-    monkeypatch.setattr(Sink, "write", meddled)
-    with pytest.raises(ValueError, match="another run: source was"):
-        solve(problems, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,17 @@
 """Groups in a stream: a table gone through in parts gives what `gdjax solve` gives of it in memory."""
 
+import functools
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
-from typer.testing import CliRunner
 
 from gdjax import regroup
-from gdjax.commands import app
 from gdjax.regression import fit
 from gdjax.streamed_fit import open_fit_job
 from gdjax.table import label_column
+from tests import calling
 from tests.streaming import tidy
 
 
@@ -89,11 +90,7 @@ def test_a_group_follows_from_its_own_rows_alone():
         np.testing.assert_array_equal(alone.loss[0], together.loss[number])
 
 
-def call(*arguments, status=0):
-    result = CliRunner().invoke(app, ["solve", *map(str, arguments)])
-    assert result.exit_code == status, result.output
-    return result
-
+call = functools.partial(calling.call, "solve")
 
 COLUMNS = ["--group", "label", "--inputs", "a,b", "--target", "y", "--steps", "50"]
 

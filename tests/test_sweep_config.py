@@ -1,16 +1,16 @@
 """`gdjax sweep` as a user meets it: the file, its mistakes, and what comes out."""
 
+import functools
 import re
 from importlib import resources
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from gdjax import over
-from gdjax.commands import app
 from gdjax.sweep_config import ConfigError, read_config
 from gdjax.table import read_table
+from tests import calling
 
 GAPMINDER = resources.files("gdjax") / "data" / "gapminder.csv"
 
@@ -52,13 +52,7 @@ def written(tmp_path):
     return write
 
 
-def call(*arguments, status=0):
-    result = CliRunner().invoke(app, ["sweep", *(str(argument) for argument in arguments)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == status, result.output
-    return result
-
+call = functools.partial(calling.call, "sweep")
 
 def test_folds_of_a_ridge_regression_against_the_closed_form(written, tmp_path):
     result = call(written(), "--plot", tmp_path / "runs.png")

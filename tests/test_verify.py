@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from gdjax.checks import find_rounding
 from gdjax.plan import Plan
-from gdjax.report import Check, Report
 from gdjax.selfcheck import kernel_of
 from gdjax.trial import Trial, extreme, ordinary, same_bits
 from gdjax.verify import load_kernel, verify
@@ -360,16 +359,6 @@ def test_report_as_json_and_text():
     assert all(len(text) <= 110 for text in str(report).splitlines())
 
 
-def test_report_as_a_rich_table():
-    console = pytest.importorskip("rich.console").Console(width=90, record=True, force_terminal=False)
-    check = Check("agreement", "float32", False, "[bold]not markup[/bold]", {"inf": float("inf")})
-    report = Report("mine", "squared", "bits", "cpu:0", 0, 1.0, {}, (check,))
-    with console.capture() as captured:
-        console.print(report)
-    assert "[bold]not markup[/bold]" in captured.get()
-    assert json.loads(report.to_json())["checks"][0]["figures"] == {"inf": "inf"}
-
-
 def test_a_kernel_by_name(tmp_path, monkeypatch):
     (tmp_path / "kernels_of_mine.py").write_text("def mine(w, x, t, r, steps):\n    return w\nnumber = 3\n")
     monkeypatch.chdir(tmp_path)
@@ -383,13 +372,6 @@ def test_a_kernel_by_name(tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=match):
             load_kernel(name)
-
-
-def test_report_is_saved_whole(tmp_path):
-    report = Report("mine", "squared", "bits", "cpu:0", 0, 1.0, {}, ())
-    report.save(tmp_path / "report.json")
-    assert json.loads((tmp_path / "report.json").read_text())["passed"] is True
-    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
 @pytest.mark.parametrize(
