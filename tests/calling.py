@@ -14,3 +14,10 @@ def call(*arguments: object, status: int = 0) -> Any:
         raise result.exception
     assert result.exit_code == status, result.output
     return result
+
+
+def refused(*arguments: object) -> str:
+    """What `gdjax ARGUMENTS` says on stderr of a mistake of its user: it ends with status 2 and prints nothing else."""
+    result = call(*arguments, status=2)
+    assert result.stdout == ""
+    return result.stderr

@@ -54,6 +54,7 @@ def written(tmp_path):
 
 call = functools.partial(calling.call, "sweep")
 
+
 def test_folds_of_a_ridge_regression_against_the_closed_form(written, tmp_path):
     result = call(written(), "--plot", tmp_path / "runs.png")
     assert "20 runs:" in result.stdout
