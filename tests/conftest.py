@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["GDJAX_CACHE_DIR"] = tempfile.mkdtemp(prefix="gdjax-test-cache-")
 
 import jax
+import pytest
 
 # Programs for processes of their own, which settle at their start what devices there are.
 collect_ignore = ["aot_compile.py", "process.py"]
@@ -30,3 +31,19 @@ def pytest_configure(config):
         jax.config.update("jax_platforms", "cpu")
         jax.devices()  # settles what there is
         jax.config.update("jax_platforms", None)  # gdjax would respect it as a user's choice
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The blocks that are compiled within the test."""
+    from gdjax.engine import block
+
+    seen = []
+    compile_block = block.compile_block
+
+    def noting(*arguments):
+        seen.append(compile_block(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr("gdjax.blocks.compile_block", noting)
+    return seen

@@ -12,7 +12,7 @@ from problems import answers, pick, same_bits
 
 import gdjax
 from gdjax import Plan, device, kernel, stop
-from gdjax.engine import block, flow
+from gdjax.engine import flow
 from gdjax.engine.tile import by_problem
 from gdjax.session import SESSIONS, TILES
 
@@ -41,20 +41,6 @@ def library(w, x, t, shared):
 
 def sorting(w, x, t, shared):
     return 0.5 * jnp.mean((x @ w - t) ** 2) + 0.5 * jnp.sum(jnp.sort(shared[:, 0])[:3] * w**2)
-
-
-@pytest.fixture
-def compiled(monkeypatch):
-    """Whether each tile that is compiled is compiled whole."""
-    seen = []
-    compile_block = block.compile_block
-
-    def noting(*arguments):
-        seen.append(compile_block(*arguments))
-        return seen[-1]
-
-    monkeypatch.setattr("gdjax.blocks.compile_block", noting)
-    return seen
 
 
 @pytest.mark.parametrize("rule", [None, stop.gradient_below(1e-3)], ids=["fixed", "stop"])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from gdjax.engine.joint import Joint, joint
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import DIVERGED, RAN_ALL_STEPS, RUNNING, Program, finite
 from gdjax.engine.tile import inward, outward, repeat, settle
@@ -46,15 +47,23 @@ def tile(
 
     def run(inputs: Inputs) -> tuple[Outputs, Outputs]:
         inputs = inward(kernel, inputs, flags)
-        carry, carry_flags, step = ready(kernel, program, flags, inputs)
-        out, out_flags = outcome(kernel, program, flags, inputs, descend(step, carry, start, steps, chunk), carry_flags)
+        carry, carry_flags, updates = ready(kernel, program, flags, inputs)
+        carry = descend(updates, carry, start, steps, chunk)
+        out, out_flags = outcome(kernel, program, flags, inputs, carry, carry_flags)
         return outward(kernel, out, out_flags), out_flags
 
     return run
 
 
-def ready(kernel: Kernel, program: Program, flags: Any, inputs: Any) -> tuple[Any, Any, Callable[[Any, Any], Any]]:
-    """What a loop of updates carries, its flags, and one update: `step(number, carry) -> carry`."""
+class Updates(NamedTuple):
+    """The updates of a tile: `one(number, carry)` takes one, and how a loop should compute what it carries."""
+
+    one: Callable[[Any, Any], Any]
+    joint: Joint
+
+
+def ready(kernel: Kernel, program: Program, flags: Any, inputs: Any) -> tuple[Any, Any, Updates]:
+    """What a loop of updates carries, its flags, and the updates."""
     weights, state, data, hyper = inputs.weights, inputs.state, inputs.data, inputs.hyper
     state_flags = flags.state
     if state is None:
@@ -67,28 +76,34 @@ def ready(kernel: Kernel, program: Program, flags: Any, inputs: Any) -> tuple[An
     rest, rest_flags = (np.int32(0), data, hyper), (False, flags.data, flags.hyper)
     carry, carry_flags = settle(kernel, program.step, carry, carry_flags, rest, rest_flags)
 
-    def step(index: Any, carry: Any) -> Any:
+    def one(index: Any, carry: Any) -> Any:
         out, out_flags = kernel.call(
             program.step, (*carry, index, data, hyper), (*carry_flags, False, flags.data, flags.hyper), carried=4
         )
         return kernel.spread(out, out_flags, carry_flags)
 
-    return carry, carry_flags, step
+    on_cpu = kernel.on_host and kernel.axis == -1
+    how = joint(carry, carry_flags, rest[1:], rest_flags[1:]) if on_cpu else Joint()
+    return carry, carry_flags, Updates(one, how)
 
 
-def descend(step: Callable[[Any, Any], Any], carry: Any, start: Any, steps: Any, chunk: int) -> Any:
+def descend(updates: Updates, carry: Any, start: Any, steps: Any, chunk: int) -> Any:
     """`steps` updates from update number `start` on, `chunk` of them per pass."""
-    passes = steps // chunk
+    turns = updates.joint.turns
+    most = turns * chunk
+    passes = steps // most
 
     def fused(number: Any, carry: Any) -> Any:
-        if chunk > 1:
+        if chunk > 1 and turns == 1:
             carry = vectorise(passes, carry)
-        for offset in range(chunk):
-            carry = step(start + number * chunk + offset, carry)
+        for turn in range(turns):
+            for offset in range(turn * chunk, (turn + 1) * chunk):
+                carry = updates.one(start + number * most + offset, carry)
+            carry = updates.joint(carry)
         return carry
 
     carry = repeat(passes, fused, carry)
-    return lax.fori_loop(start + passes * chunk, start + steps, step, carry) if chunk > 1 else carry
+    return lax.fori_loop(start + passes * most, start + steps, updates.one, carry) if most > 1 else carry
 
 
 def outcome(

@@ -69,7 +69,7 @@ def steady(kernel: Kernel, program: Program, chunk: int, flags: Steady, start: A
 
     def run(inputs: Steady) -> tuple[Any, Any]:
         inputs = inward(kernel, inputs, flags)
-        carry, own, step = fixed.ready(kernel, program, flags, inputs)
+        carry, own, updates = fixed.ready(kernel, program, flags, inputs)
         data, every, past, past_own = inputs.data, inputs.every, inputs.past, flags.past
         if past is None:
             past, past_own = kernel.call(program.fresh_past, (carry[0], data), (own[0], flags.data))
@@ -90,10 +90,10 @@ def steady(kernel: Kernel, program: Program, chunk: int, flags: Steady, start: A
             noted, noted_own = kernel.call(figure, arguments, (own[0], past_own, False, flags.data), carried=2)
             noted = kernel.spread(noted, noted_own, jax.tree.map(lambda _: True, noted_own))
             if not past:
-                return (fixed.descend(step, carry, index, ahead, chunk), past), noted
+                return (fixed.descend(updates, carry, index, ahead, chunk), past), noted
             blind = jnp.maximum(ahead - 1, 0)
-            before = fixed.descend(step, carry, index, blind, chunk)
-            after = lax.fori_loop(index + blind, index + ahead, step, before)
+            before = fixed.descend(updates, carry, index, blind, chunk)
+            after = lax.fori_loop(index + blind, index + ahead, updates.one, before)
             arguments = (before[0], after[0], past, data)
             kept, kept_own = kernel.call(behind, arguments, (own[0], own[0], past_own, flags.data), carried=3)
             return (after, kernel.spread(kept, kept_own, past_own)), noted

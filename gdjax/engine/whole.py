@@ -24,7 +24,7 @@ MARKS = {"xla_cpu_small_call": "true", "inlineable": "false"}
 FLOW = frozenset({"while", "scan", "jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"})
 
 MOVES = frozenset(
-    """broadcast_in_dim concatenate dynamic_slice dynamic_update_slice iota optimization_barrier pad reduce_and
+    """broadcast_in_dim concatenate dynamic_slice dynamic_update_slice iota optimization_barrier pad reduce reduce_and
     reduce_max reduce_min reduce_or reduce_prod reduce_sum reshape rev select_n slice split squeeze transpose""".split()
 )
 
