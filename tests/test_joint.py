@@ -12,6 +12,7 @@ from problems import answers, same_bits
 import gdjax
 from gdjax import Plan, kernel, stop
 from gdjax.engine.joint import TURNS, Joint, in_one_loop, joint
+from gdjax.engine.kernels import Lanes
 
 RNG = np.random.default_rng(29)
 N = 301
@@ -50,6 +51,8 @@ RUNS = {
     "leaves of two dtypes": (wide, MIXED, {"learning_rate": 0.1}),
     "narrow": (kernel.squared_loss, W.astype(np.float16), {"optimizer": optax.adam(0.05)}),
     "a rule": (kernel.squared_loss, W, {"optimizer": optax.adam(0.05), "stop": stop.gradient_below(0.05)}),
+    "a rule, leaves": (cubic, TWO | {"c": W, "d": W}, {"learning_rate": 0.1, "stop": stop.gradient_below(0.05)}),
+    "a rule that remembers": (kernel.squared_loss, W, {"learning_rate": 0.1, "stop": stop.loss_change_below(1e-3)}),
     "rows": (kernel.squared_loss, W, {"optimizer": optax.adam(0.05), "record": 3}),
 }
 
@@ -68,24 +71,28 @@ def test_one_loop_has_the_bits_of_several(run, chunk, monkeypatch):
             )
 
     one = descend()
-    monkeypatch.setattr("gdjax.engine.fixed.joint", lambda *arguments: Joint())
+    for engine in ("fixed", "refill"):
+        monkeypatch.setattr(f"gdjax.engine.{engine}.joint", lambda *arguments: Joint())
     several = descend()
     assert one.plan.kernel == several.plan.kernel == "lanes"
     assert same_bits((answers(one), one.record), (answers(several), several.record))
 
 
 def test_every_bit_goes_through():
-    """Zeros of both signs, numbers below the normal ones, NaNs of any kind, infinities, integers and booleans."""
+    """Zeros of both signs, numbers below the normal ones, infinities and NaNs of any kind."""
     bits = np.array([0, 1 << 31, 1, 0x7FC00001, 0xFF800001, 0x7F800000, 0x3F800000, 0x80000001] * 8, np.uint32)
-    arrays = [bits.view(np.float32), bits.view(np.int32), bits > 1, bits[::-1].copy().view(np.float32)]
+    arrays = [bits.view(np.float32), bits[::-1].copy().view(np.float32)]
     assert [np.asarray(leaf).tobytes() for leaf in jax.jit(in_one_loop)(arrays)] == [leaf.tobytes() for leaf in arrays]
 
 
 @pytest.mark.parametrize(("weights", "loops"), [(1, 1), (2, 1), (4, 4), (60, 0)])
 def test_many_weights_are_computed_in_several_loops(weights, loops):
     """Of all arrays at once LLVM would make no vectors: there are too many pairs that might overlap."""
+    lanes = Lanes(8)
+    lanes.on_host = True
     some, flags = [np.ones(8)] * weights, [True] * weights
-    groups = joint((some, (some, some), True), (flags, (flags, flags), False), (np.ones(8),), (True,)).groups
+    carry, carry_flags = (some, (some, some), True), (flags, (flags, flags), False)
+    groups = joint(lanes, weights, carry, carry_flags, (np.ones(8),), (True,)).groups
     assert len(groups) == loops
     assert all({place % weights for place in group} == {p for p in group if p < weights} for group in groups)
     assert sorted(place for group in groups for place in group) == list(range(3 * weights if loops else 0))

@@ -15,7 +15,7 @@ from ten_losses import LOSSES, RULES, agree, squared
 import gdjax
 from gdjax import Plan, stop
 from gdjax import device as dev
-from gdjax.engine import registers, rewrites
+from gdjax.engine import registers
 from gdjax.engine.targets import Interpreted
 
 REGISTERS, PLAIN = Plan("registers", 128), "auto"
@@ -97,38 +97,6 @@ def test_indices_that_are_known_move_nothing():
     wanted = w - 0.1 * slope(w, x)
     wanted = wanted - 0.1 * slope(wanted, x)
     np.testing.assert_allclose(out.weights, wanted, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", rewrites.UNARY)
-def test_rewritten_functions_are_right_to_a_few_ulp(name):
-    x = np.concatenate([np.geomspace(1e-6, 60, 400), [0.0, 1.0]]).astype(np.float32)
-    x = x if name in ("sqrt", "log1p") else np.concatenate([-x, x])
-    special = np.float32([0, np.inf, np.nan])
-    exact = {"is_finite": np.isfinite, "logistic": lambda v: 1 / (1 + np.exp(-v)), "atan": np.arctan}
-    exact = exact.get(name) or getattr(np, name)
-    compute = jax.jit(lambda v, z: rewrites.UNARY[name](v, z))
-    zero = np.float32(-0.0)
-    got, wanted = np.asarray(compute(x, zero)), exact(x.astype(np.float64))
-    if name == "is_finite":
-        assert got.all()
-    else:
-        off = np.abs(got - wanted) / (np.spacing(np.abs(wanted).astype(np.float32)) + 1e-30)
-        assert off.max() < (2 if name in ("sqrt", "sign") else 30)
-    if name != "tan":
-        with np.errstate(invalid="ignore"):
-            np.testing.assert_allclose(np.asarray(compute(special, zero), float), exact(special.astype(float)))
-
-
-def test_powers_keep_to_the_declared_error():
-    x = np.linspace(-3, 3, 121, dtype=np.float32)
-    y = np.int32([-5, -2, 0, 1, 4, 7])[:, None] + np.zeros_like(x, np.int32)[None]
-    x = x[None] + np.zeros(y.shape, np.float32)
-    with np.errstate(divide="ignore"):
-        wanted = x.astype(float) ** y
-    got = np.asarray(rewrites.power(jnp.asarray(x), jnp.asarray(y), np.float32(-0.0)))
-    np.testing.assert_allclose(got, wanted, rtol=3e-6)
-    decay = rewrites.power(jnp.float32(0.999), jnp.arange(1, 5000), np.float32(-0.0), float(np.float32(0.999)))
-    np.testing.assert_allclose(decay, np.float64(np.float32(0.999)) ** np.arange(1, 5000), rtol=6e-7)
 
 
 # --- stop rules ------------------------------------------------------------------------------------------------------

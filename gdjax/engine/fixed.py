@@ -82,9 +82,8 @@ def ready(kernel: Kernel, program: Program, flags: Any, inputs: Any) -> tuple[An
         )
         return kernel.spread(out, out_flags, carry_flags)
 
-    on_cpu = kernel.on_host and kernel.axis == -1
-    how = joint(carry, carry_flags, rest[1:], rest_flags[1:]) if on_cpu else Joint()
-    return carry, carry_flags, Updates(one, how)
+    count = len(jax.tree.leaves(weights))
+    return carry, carry_flags, Updates(one, joint(kernel, count, carry, carry_flags, rest[1:], rest_flags[1:]))
 
 
 def descend(updates: Updates, carry: Any, start: Any, steps: Any, chunk: int) -> Any:

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from gdjax.engine.kernels import Kernel
+
 TURNS = 2
 """Passes that a loop makes between two looks at whether it is at its end. XLA does not see that a reduction's results
 may be written where its operands lie, and would copy them there; of two passes in turn, the second finds the place of
@@ -30,10 +32,6 @@ more, it leaves the loop as it is, and that is twenty times as slow."""
 
 SCALARS = 8
 """Numbers that a pass may read beside its lanes: its own, powers of it, a zero."""
-
-DTYPES = frozenset({"float32", "float64", "int32", "int64", "bool"})
-"""Of what is computed so; XLA computes narrower numbers in wider ones, which have other bits."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Joint:
@@ -54,21 +52,20 @@ class Joint:
         return jax.tree.unflatten(structure, leaves)
 
 
-def joint(carry: Any, flags: Any, given: Any, given_flags: Any) -> Joint:
-    """How a loop should compute what it carries, made of itself and of what is `given`.
+def joint(kernel: Kernel, weights: int, carry: Any, flags: Any, given: Any, given_flags: Any) -> Joint:
+    """How a loop should compute what it carries, made of itself and of what is `given`: numbers of each problem.
 
-    Only scalars of a problem, weights first, with as many values of each kind as there are weights: those of one weight
-    stay together. In vectors, gradients are sums that all look at, put down once.
+    There are as many of each kind (moments, say) as there are `weights`; those of one weight stay together. In vectors,
+    gradients are sums that all look at, put down once.
     """
     leaves = jax.tree.leaves(carry)
-    own = [place for place, flag in enumerate(jax.tree.leaves(flags)) if flag]
-    weights = sum(jax.tree.leaves(flags[0]))
-    dtypes = {leaves[place].dtype.name for place in own}
-    if len(own) % weights or dtypes - DTYPES or dtypes >= {"float32", "float64"}:
-        return Joint()  # XLA takes no reduction of both
-    if any(leaves[place].ndim > 1 for place in own):
+    own = [n for n, flag in enumerate(jax.tree.leaves(flags)) if flag and jnp.issubdtype(leaves[n].dtype, jnp.floating)]
+    dtypes = {leaves[n].dtype.name for n in own}
+    # XLA takes no reduction of several; narrower numbers it computes in wider ones, which have other bits.
+    alike = len(dtypes) == 1 and dtypes <= {"float32", "float64"} and all(leaves[n].ndim == 1 for n in own)
+    if not (kernel.on_host and kernel.axis == -1 and alike) or len(own) % weights:
         return Joint()
-    read = len(own) + SCALARS
+    read = SCALARS + sum(jax.tree.leaves(flags))
     for leaf, flag in zip(jax.tree.leaves(given), jax.tree.leaves(given_flags), strict=True):
         read += math.prod(leaf.shape[:-1]) if flag else 1
     kinds = len(own) // weights
@@ -91,8 +88,6 @@ def in_one_loop(arrays: Sequence[Any]) -> list[Any]:
 
 def either(some: Any, other: Any) -> Any:
     """The OR of two numbers, bit by bit."""
-    if not jnp.issubdtype(some.dtype, jnp.floating):
-        return some | other
     bits = np.dtype(f"int{8 * some.dtype.itemsize}")
     both = lax.bitcast_convert_type(some, bits) | lax.bitcast_convert_type(other, bits)
     return lax.bitcast_convert_type(both, some.dtype)

@@ -19,6 +19,7 @@ from jax import lax
 from gdjax.engine.evaluator import Evaluator, UnsupportedError, Value, loop_operands
 from gdjax.engine.materialise import materialised
 from gdjax.engine.rewrites import log1p as vector_log1p
+from gdjax.engine.rewrites import power_of
 
 
 def shape_of(value: Value) -> tuple[int, ...]:
@@ -62,6 +63,9 @@ class Lanes(Evaluator):
             return materialised(arrays, self.zero) if self.on_host else arrays
         if name == "mul" and (factor := number(operands)) is not None:
             return [self.multiple(eqn, operands, factor)]
+        if name == "pow" and self.on_host and (base := number(operands[:1])) is not None and suits(base, operands[1]):
+            exponent = spread(operands[1], eqn.outvars[0].aval.shape, self.size)
+            return [power_of(float(base), lax.convert_element_type(exponent, jnp.float32), self.zero)]
         if name in ELEMENTWISE:
             shape = eqn.outvars[0].aval.shape
             return [eqn.primitive.bind(*(spread(v, shape, self.size) for v in operands), **eqn.params)]
@@ -114,6 +118,12 @@ def number(operands: list[Value]) -> Any:
             first = array.flat[0]
             return first if array.tobytes() == np.full_like(array, first).tobytes() else None
     return None
+
+
+def suits(base: Any, exponent: Value) -> bool:
+    """Whether `rewrites.power_of` may take this base: for vectors, where XLA calls a library lane by lane. Integers
+    beyond float32's are none to it, as they are none to XLA."""
+    return base.dtype == np.float32 and 0 < base < np.inf and exponent.array.dtype in (np.float32, np.int32)
 
 
 def reduction(combine: Callable[[Any, Any], Any], identity: Callable[[Any], Any]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gdjax.engine.joint import joint
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import DIVERGED, MOVING, RUNNING, WAITING, Program, finite
 from gdjax.engine.tile import inward, outward, settle, total
@@ -148,6 +149,8 @@ def striding(
     seats_own, rest_own = jax.tree.map(lambda _: True, seats), (flags.data, flags.hyper)
     running = lane["status"] == RUNNING
     moving, _ = kernel.call(program.mark, (seats, running), (seats_own, True))
+    count = len(jax.tree.leaves(seats["weights"]))
+    how = joint(kernel, count, seats, seats_own, (seated, data, hyper), (True, *rest_own))
 
     def ahead(moving: Any, taken: Any, count: Any) -> Any:
         def turn(number: Any, moving: Any) -> Any:
@@ -162,11 +165,19 @@ def striding(
                 )
                 moving = kernel.spread(moving, own, seats_own)
             marked, own = kernel.call(program.mark, (moving, quiet), (seats_own, quiet_own))
-            return kernel.spread(marked, own, seats_own)
+            return how(kernel.spread(marked, own, seats_own))
+
+        def turns(number: Any, moving: Any) -> Any:
+            for offset in range(how.turns):
+                moving = turn(number * how.turns + offset, moving)
+            return moving
 
         # A loop, be it of one turn, whose length the compiler does not know: it must not merge the strides into the
         # choices after them, each of which would repeat the strides (XLA's CPU backend fuses by repeating).
-        return lax.fori_loop(0, count // chunk, turn, moving)
+        passes = count // chunk
+        whole = passes // how.turns
+        moving = lax.fori_loop(0, whole, turns, moving)
+        return lax.fori_loop(whole * how.turns, passes, turn, moving) if how.turns > 1 else moving
 
     def hold(held: Any, after: Any, taken: Any) -> Any:
         kept, index = held

@@ -6,6 +6,7 @@ in units of the last place (ulp) of the result for float32 arguments, over what 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -120,6 +121,45 @@ def power(x: Any, y: Any, zero: Any, base: float | None = None) -> Any:
         return size
     odd = lax.bitwise_and(y, lax.full_like(y, 1)) == 1
     return lax.select((x < 0) & odd, -size, size)
+
+
+def power_of(base: float, y: Any, zero: Any) -> Any:
+    """`b^y = 2^(y·log₂ b)` for a positive number `base` known now, and float32 exponents: 1 ulp.
+
+    `y·log₂ b` is computed in two parts, the first of them, of two factors of 12 bits, without rounding; what it is off
+    its nearest integer k goes into `2^f = 1 + f·q(f)`, q a polynomial fitted at Chebyshev's points, and k into the
+    exponent, half by half, since `2^k` may lie beyond the numbers where `2^(k + f)` does not. (W. J. Cody, W. Waite,
+    Software Manual for the Elementary Functions, 1980, chapter 7.)
+    """
+    log = np.log2(np.float64(base))
+    high = truncated(np.float32(log))
+    low = np.float32(log - np.float64(high))
+    bound = np.float32(160 / max(abs(log), 1e-30))  # beyond it all is zero or infinite
+    y = lax.clamp(-bound, y, bound)
+    y_high = lax.bitcast_convert_type(lax.bitcast_convert_type(y, jnp.int32) & np.int32(-1 << 12), jnp.float32)
+    whole = y_high * high
+    rest = (y - y_high) * high + (y * low + zero)
+    shift = np.float32(3 << 22) + zero  # of numbers this large the last bit is 1: adding it rounds to integers
+    rounded = whole + shift
+    f = (whole - (rounded - shift)) + rest
+    power = functools.reduce(lambda sum_, c: sum_ * f + np.float32(c), EXP2, jnp.zeros_like(f))
+    k = lax.bitcast_convert_type(rounded, jnp.int32) - np.float32(3 << 22).view(np.int32)
+    half = lax.shift_right_arithmetic(k, jnp.full_like(k, 1))
+    return (power * f + 1) * two_to(half) * two_to(k - half)
+
+
+EXP2 = (0.00015461447765, 0.00133908668067, 0.00961805693794, 0.05550356954336, 0.24022650718689, 0.69314718246460)
+"""`(2^f − 1)/f` for |f| up to one half, highest power first, to a third of an ulp of `f`."""
+
+
+def truncated(number: np.float32) -> np.float32:
+    """The number with the 12 leading of its 24 bits."""
+    return (number.view(np.int32) & np.int32(-1 << 12)).view(np.float32)
+
+
+def two_to(k: Any) -> Any:
+    """`2^k`."""
+    return lax.bitcast_convert_type(lax.shift_left(k + 127, jnp.full_like(k, 23)), jnp.float32)
 
 
 UNARY: dict[str, Callable[[Any, Any], Any]] = {
