@@ -57,6 +57,9 @@ LONGEST = 32
 PASSES_PER_CHECK = 2
 """How often a tile asks whether any of its lanes still runs."""
 
+YOUNG = 128
+"""Updates within which it asks after every stride: a tile of problems that are all alike should end when they do."""
+
 LAST_STEPS, LAST_LIGHT_STEPS = 2, 4
 """Updates one by one between two such questions; and where several are fused before."""
 
@@ -114,8 +117,10 @@ def sprinting(
         moving, _, taken = carry
         return (taken < updates) & (total(runs(kernel, moving).astype(jnp.int32)) > 0)
 
-    carry = moving, at_rest(seats.lane), jnp.int32(0)
-    moving, held, _ = lax.while_loop(going, lambda carry: lax.fori_loop(0, PASSES_PER_CHECK, once, carry), carry)
+    def some(carry: Any) -> Any:
+        return lax.fori_loop(0, jnp.where(age + carry[2] < YOUNG, 1, PASSES_PER_CHECK), once, carry)
+
+    moving, held, _ = lax.while_loop(going, some, (moving, at_rest(seats.lane), jnp.int32(0)))
     return rest(moving, held)
 
 
