@@ -67,7 +67,7 @@ def joint(kernel: Kernel, weights: int, carry: Any, flags: Any, given: Any, give
         return Joint()
     read = SCALARS + sum(jax.tree.leaves(flags))
     for leaf, flag in zip(jax.tree.leaves(given), jax.tree.leaves(given_flags), strict=True):
-        read += math.prod(leaf.shape[:-1]) if flag else 1
+        read += math.prod(leaf.shape[:-1] if flag else leaf.shape)
     kinds = len(own) // weights
     for loops in range(1, weights + 1):
         most = -(-weights // loops)
