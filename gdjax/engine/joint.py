@@ -68,25 +68,30 @@ def joint(kernel: Kernel, weights: int, carry: Any, flags: Any, given: Any, give
     read = SCALARS + sum(jax.tree.leaves(flags))
     for leaf, flag in zip(jax.tree.leaves(given), jax.tree.leaves(given_flags), strict=True):
         read += math.prod(leaf.shape[:-1] if flag else leaf.shape)
-    kinds = len(own) // weights
+    most = per_loop(weights, len(own) // weights, read)
+    cuts = range(0, weights, most) if most else ()
+    groups = (tuple(place for n, place in enumerate(own) if first <= n % weights < first + most) for first in cuts)
+    return Joint(tuple(group for group in groups if len(group) > 1))
+
+
+def per_loop(weights: int, kinds: int, read: int) -> int:
+    """The most of so many weights, a value of each kind with them, that a loop may compute; 0 if none."""
     for loops in range(1, weights + 1):
         most = -(-weights // loops)
         written = most * kinds
         if written * read + written * (written - 1) // 2 <= CHECKS:
-            cuts = range(0, weights, most)
-            groups = [[own[n] for n in range(len(own)) if first <= n % weights < first + most] for first in cuts]
-            return Joint(tuple(tuple(group) for group in groups if len(group) > 1))
-    return Joint()
+            return most
+    return 0
 
 
 def in_one_loop(arrays: Sequence[Any]) -> list[Any]:
     """The same arrays, of one shape, as the results of one reduction."""
     zeros = [jnp.zeros((), array.dtype) for array in arrays]
     rows = [lax.pad(array[None], zero, [(1, 0, 0), (0, 0, 0)]) for array, zero in zip(arrays, zeros, strict=True)]
-    return list(lax.reduce(rows, zeros, lambda some, others: tuple(map(either, some, others)), (0,)))
+    return list(lax.reduce(rows, zeros, lambda some, others: tuple(map(bitwise_or, some, others)), (0,)))
 
 
-def either(some: Any, other: Any) -> Any:
+def bitwise_or(some: Any, other: Any) -> Any:
     """The OR of two numbers, bit by bit."""
     bits = np.dtype(f"int{8 * some.dtype.itemsize}")
     both = lax.bitcast_convert_type(some, bits) | lax.bitcast_convert_type(other, bits)
