@@ -355,6 +355,18 @@ CASES: dict[str, Case] = {
             tolerance=1e-3,
             targets=(Target("gdjax, fixed steps", 0.6, 0.9),),
         ),
+        replace(
+            _stop,
+            name="stop-adam",
+            title="Adam, scalar, gradient rule, 200k",
+            family="adam",
+            steps=5_000,
+            make=scalar_inputs,
+            programs=("gdjax", "gdjax, fixed steps", "optax"),
+            tolerance=1e-4,
+            limit="multiply-adds",
+            targets=(),
+        ),
         *(
             replace(
                 _stop,

@@ -123,7 +123,8 @@ def number(operands: list[Value]) -> Any:
 def suits(base: Any, exponent: Value) -> bool:
     """Whether `rewrites.power_of` may take this base: for vectors, where XLA calls a library lane by lane. Integers
     beyond float32's are none to it, as they are none to XLA."""
-    return base.dtype == np.float32 and 0 < base < np.inf and exponent.array.dtype in (np.float32, np.int32)
+    normal = base.dtype == np.float32 and np.finfo(np.float32).tiny <= base < np.inf
+    return normal and exponent.array.dtype in (np.float32, np.int32)
 
 
 def reduction(combine: Callable[[Any, Any], Any], identity: Callable[[Any], Any]) -> Callable[..., Any]:
