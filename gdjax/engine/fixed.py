@@ -95,13 +95,11 @@ def descend(updates: Updates, carry: Any, start: Any, steps: Any, chunk: int) ->
     def fused(number: Any, carry: Any) -> Any:
         if chunk > 1 and turns == 1:
             carry = vectorise(passes, carry)
-        for turn in range(turns):
-            for offset in range(turn * chunk, (turn + 1) * chunk):
-                carry = updates.one(start + number * most + offset, carry)
-            carry = updates.joint(carry)
+        for offset in range(chunk):
+            carry = updates.one(start + number * chunk + offset, carry)
         return carry
 
-    carry = repeat(passes, fused, carry)
+    carry = repeat(passes, updates.joint.in_turn(fused), carry)
     return lax.fori_loop(start + passes * most, start + steps, updates.one, carry) if most > 1 else carry
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ more, it leaves the loop as it is, and that is twenty times as slow."""
 SCALARS = 8
 """Numbers that a pass may read beside its lanes: its own, powers of it, a zero."""
 
+
 @dataclasses.dataclass(frozen=True)
 class Joint:
     """Which leaves of what a loop carries are computed together, by their places: a tuple for each loop over lanes."""
@@ -50,6 +51,16 @@ class Joint:
             for place, leaf in zip(places, in_one_loop([leaves[place] for place in places]), strict=True):
                 leaves[place] = leaf
         return jax.tree.unflatten(structure, leaves)
+
+    def in_turn(self, body: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """`body(number, carry)` so many `turns` in a row, as the body of a loop."""
+
+        def several(number: Any, carry: Any) -> Any:
+            for turn in range(self.turns):
+                carry = self(body(number * self.turns + turn, carry))
+            return carry
+
+        return several
 
 
 def joint(kernel: Kernel, weights: int, carry: Any, flags: Any, given: Any, given_flags: Any) -> Joint:

@@ -63,9 +63,9 @@ class Lanes(Evaluator):
             return materialised(arrays, self.zero) if self.on_host else arrays
         if name == "mul" and (factor := number(operands)) is not None:
             return [self.multiple(eqn, operands, factor)]
-        if name == "pow" and self.on_host and (base := number(operands[:1])) is not None and suits(base, operands[1]):
+        if name == "pow" and self.on_host and (base := base_of(*operands)) is not None:
             exponent = spread(operands[1], eqn.outvars[0].aval.shape, self.size)
-            return [power_of(float(base), lax.convert_element_type(exponent, jnp.float32), self.zero)]
+            return [power_of(base, lax.convert_element_type(exponent, jnp.float32), self.zero)]
         if name in ELEMENTWISE:
             shape = eqn.outvars[0].aval.shape
             return [eqn.primitive.bind(*(spread(v, shape, self.size) for v in operands), **eqn.params)]
@@ -120,11 +120,12 @@ def number(operands: list[Value]) -> Any:
     return None
 
 
-def suits(base: Any, exponent: Value) -> bool:
-    """Whether `rewrites.power_of` may take this base: for vectors, where XLA calls a library lane by lane. Integers
-    beyond float32's are none to it, as they are none to XLA."""
-    normal = base.dtype == np.float32 and np.finfo(np.float32).tiny <= base < np.inf
-    return normal and exponent.array.dtype in (np.float32, np.int32)
+def base_of(base: Value, exponent: Value) -> float | None:
+    """The base of a power where it is known now and `rewrites.power_of` takes it; XLA calls a library lane by lane."""
+    found = number([base])
+    if found is None or found.dtype != np.float32 or exponent.array.dtype not in (np.float32, np.int32):
+        return None
+    return float(found) if np.finfo(np.float32).tiny <= found < np.inf else None
 
 
 def reduction(combine: Callable[[Any, Any], Any], identity: Callable[[Any], Any]) -> Callable[..., Any]:

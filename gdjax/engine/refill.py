@@ -170,18 +170,13 @@ def striding(
                 )
                 moving = kernel.spread(moving, own, seats_own)
             marked, own = kernel.call(program.mark, (moving, quiet), (seats_own, quiet_own))
-            return how(kernel.spread(marked, own, seats_own))
-
-        def turns(number: Any, moving: Any) -> Any:
-            for offset in range(how.turns):
-                moving = turn(number * how.turns + offset, moving)
-            return moving
+            return kernel.spread(marked, own, seats_own)
 
         # A loop, be it of one turn, whose length the compiler does not know: it must not merge the strides into the
         # choices after them, each of which would repeat the strides (XLA's CPU backend fuses by repeating).
         passes = count // chunk
         whole = passes // how.turns
-        moving = lax.fori_loop(0, whole, turns, moving)
+        moving = lax.fori_loop(0, whole, how.in_turn(turn), moving)
         return lax.fori_loop(whole * how.turns, passes, turn, moving) if how.turns > 1 else moving
 
     def hold(held: Any, after: Any, taken: Any) -> Any:

@@ -132,18 +132,18 @@ def power_of(base: float, y: Any, zero: Any) -> Any:
     Software Manual for the Elementary Functions, 1980, chapter 7.)
     """
     log = np.log2(np.float64(base))
-    high = truncated(np.float32(log))
+    high = (np.float32(log).view(np.int32) & LEADING).view(np.float32)
     low = np.float32(log - np.float64(high))
     bound = np.float32(160 / max(abs(log), 1e-30))  # beyond it all is zero or infinite
     y = lax.clamp(-bound, y, bound)
-    y_high = lax.bitcast_convert_type(lax.bitcast_convert_type(y, jnp.int32) & np.int32(-1 << 12), jnp.float32)
+    y_high = lax.bitcast_convert_type(lax.bitcast_convert_type(y, jnp.int32) & LEADING, jnp.float32)
     whole = y_high * high
     rest = (y - y_high) * high + (y * low + zero)
-    shift = np.float32(3 << 22) + zero  # of numbers this large the last bit is 1: adding it rounds to integers
+    shift = LARGE + zero  # at run time: a compiler would simplify `(x + c) − c`
     rounded = whole + shift
     f = (whole - (rounded - shift)) + rest
     power = functools.reduce(lambda sum_, c: sum_ * f + np.float32(c), EXP2, jnp.zeros_like(f))
-    k = lax.bitcast_convert_type(rounded, jnp.int32) - np.float32(3 << 22).view(np.int32)
+    k = lax.bitcast_convert_type(rounded, jnp.int32) - LARGE.view(np.int32)
     half = lax.shift_right_arithmetic(k, jnp.full_like(k, 1))
     return (power * f + 1) * two_to(half) * two_to(k - half)
 
@@ -152,9 +152,11 @@ EXP2 = (0.00015461447765, 0.00133908668067, 0.00961805693794, 0.05550356954336, 
 """`(2^f − 1)/f` for |f| up to one half, highest power first, to a third of an ulp of `f`."""
 
 
-def truncated(number: np.float32) -> np.float32:
-    """The number with the 12 leading of its 24 bits."""
-    return (number.view(np.int32) & np.int32(-1 << 12)).view(np.float32)
+LEADING = np.int32(-1 << 12)
+"""Of the bits of a float32, those of the 12 leading digits of its 24."""
+
+LARGE = np.float32(3 << 22)
+"""Among numbers this large the last bit is 1: adding it rounds to integers."""
 
 
 def two_to(k: Any) -> Any:
