@@ -62,8 +62,8 @@ def lane_form(program: Program, batch: Batch, on_host: bool) -> Form:
             seat, own_seat = kernel.call(
                 program.begin, (weights, state, index, data), (own_weights, own_state, False, own_data)
             )
-            lane_flags = (*at_rest(own_seat), False, own_data, own_hyper)
-            kernel.call(program.leap, (*at_rest(seat), np.bool_(True), data, hyper), lane_flags)
+            lane_flags = (*at_rest(own_seat), None, own_data, own_hyper)
+            kernel.call(program.leap, (*at_rest(seat), None, data, hyper), lane_flags)
         kernel.call(program.report, (weights, data), (own_weights, own_data))
 
     try:

@@ -40,6 +40,9 @@ LARGE = 1024
 """Others get tiles of this size: what a step of them reads and writes stays in the fastest cache, and some ten thousand
 problems divide evenly among the workers."""
 
+MIDDLE = 384
+"""And of this size with a stop rule: the lanes of one hold twice as much."""
+
 SHARED = 192
 """Problems to a tile under vmap where they share data: what lies between two matrix products stays in the cache."""
 
@@ -154,7 +157,7 @@ def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
     if not dev.is_host(device):
         return dataclasses.replace(default(kind, device, count), chunk=4 if kind.elementwise else 1)
     if kind.elementwise:
-        shape = (SMALL, 1) if count <= SMALL else (SMALL, 64) if count <= 1 << 15 else (2 * SMALL, 128)
+        shape = (SMALL, 1) if count <= SMALL else (SMALL, 64) if count <= 1 << 15 else (MIDDLE, 176)
         return Plan("lanes", *shape, 4)
     plan = default(kind, device, count)
     return dataclasses.replace(plan, tiles=min(plan.tiles, 64))

@@ -73,6 +73,16 @@ class StopRule:
         """`(done, memory)`: a boolean scalar and the memory for the next test."""
         raise NotImplementedError
 
+    def _watch(self, step: Step, memory: Any, noted: Any) -> tuple[Any, Any]:
+        """As `test`, where several steps are taken before anybody asks: instead of whether it is done, what has been
+        `noted` of this step and those before it (None: there are none). `_met` says what that means."""
+        done, memory = self.test(step, memory)
+        return jnp.asarray(done, bool) if noted is None else noted | done, memory
+
+    def _met(self, noted: Any) -> Any:
+        """Whether the rule has held at any of the steps of which this was noted."""
+        return noted
+
     def __or__(self, other: Any) -> StopRule:
         return Joined(jnp.logical_or, "|", self, as_rule(other))
 
@@ -148,6 +158,18 @@ class Below(StopRule):
         figure = self.figure(step)
         return figure <= jnp.asarray(self.tol, figure.dtype), memory
 
+    def _watch(self, step: Step, memory: Any, noted: Any) -> tuple[Any, Any]:
+        """The lowest figure so far, which is compared once for all steps; one that is NaN does not count."""
+        figure = self.figure(step)
+        if type(self).test is not Below.test or not jnp.issubdtype(figure.dtype, jnp.floating):
+            return super()._watch(step, memory, noted)
+        # Not infinity: the choice by `|x| < inf` is another instruction than the minimum, and a slower one.
+        lowest = jnp.full_like(figure, jnp.finfo(figure.dtype).max) if noted is None else noted
+        return jnp.where(figure < lowest, figure, lowest), memory
+
+    def _met(self, noted: Any) -> Any:
+        return noted if noted.dtype == bool else noted <= jnp.asarray(self.tol, noted.dtype)
+
     def _key(self) -> Any:
         return (self.name, self.figure, self.tol)
 
@@ -177,6 +199,22 @@ class Joined(StopRule):
         left, memory_left = self.left.test(step, memory[0])
         right, memory_right = self.right.test(step, memory[1])
         return self.join(left, right), (memory_left, memory_right)
+
+    def _watch(self, step: Step, memory: Any, noted: Any) -> tuple[Any, Any]:
+        """Of either rule what it notes itself; whether both held at the same step is known there and then alone."""
+        if not self._apart:
+            return super()._watch(step, memory, noted)
+        left, memory_left = self.left._watch(step, memory[0], noted and noted[0])
+        right, memory_right = self.right._watch(step, memory[1], noted and noted[1])
+        return (left, right), (memory_left, memory_right)
+
+    def _met(self, noted: Any) -> Any:
+        return self.left._met(noted[0]) | self.right._met(noted[1]) if self._apart else noted
+
+    @property
+    def _apart(self) -> bool:
+        """Whether it is enough to know of each rule that it held at some step."""
+        return self.join is jnp.logical_or and type(self).test is Joined.test
 
     def _key(self) -> Any:
         return (self.join, self.sign, self.left, self.right)

@@ -178,6 +178,54 @@ def test_lanes_of_very_different_length():
     assert 0 < done.sum() < 300
 
 
+AT = np.arange(200.0)
+
+
+def dips(later=0, around=1.0, tol=0.5):
+    """A rule met at one update alone, which each problem's weight names: its figure is `around` before and after."""
+
+    def figure(step):
+        return jnp.where(step.index == step.weights.astype(jnp.int32) + later, 0.25, around).astype(step.loss.dtype)
+
+    return stop.Below("dips", figure, tol)
+
+
+def standing(rule, steps=300):
+    """The steps taken by problems whose weights stay as they are."""
+    out = gdjax.minimize(lambda w, x: 0.0 * w * x, AT, (X,), learning_rate=0.1, steps=steps, stop=rule)
+    np.testing.assert_array_equal(out.weights, AT)
+    return out.steps.tolist()
+
+
+@pytest.mark.parametrize("around", [1.0, np.inf, np.nan])
+def test_a_rule_met_at_one_step_alone_is_not_overlooked(around):
+    """Several updates are taken before the rule is asked; a figure that is no number among them hides nothing."""
+    assert standing(dips(0, around)) == AT.tolist()
+    assert standing(stop.loss_below(0) & dips(0, around) | dips(7, around)) == AT.tolist()
+    assert standing(dips(9, around) | dips(4, around)) == (AT + 4).tolist()
+
+
+def test_both_rules_must_hold_at_the_same_step():
+    assert set(standing(dips() & dips(1))) == {300}
+
+
+def test_a_tolerance_that_every_figure_meets_ends_at_once_unless_it_is_no_number():
+    assert set(standing(dips(tol=np.inf))) == {0}
+    assert standing(dips(0, np.nan, np.inf)) == AT.tolist()
+
+
+def test_a_rule_derived_from_below_is_asked_by_its_own_test():
+    class Above(stop.Below):
+        def test(self, step, memory):
+            return self.figure(step) > self.tol, memory
+
+    def index(step):
+        return step.index.astype(step.loss.dtype)
+
+    assert set(solve(Above("above", index, 21.0)).steps.tolist()) == {22}
+    assert set(solve(Above("above", index, 21.0) | stop.loss_below(0), rate=1e-3).steps.tolist()) == {22}
+
+
 def test_rules_that_share_a_name_are_not_taken_for_each_other():
     early, late = (stop.Below("far", lambda step, far=far: abs(step.index - far), 0) for far in (3, 7))
     assert early != late

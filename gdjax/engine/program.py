@@ -6,6 +6,7 @@ Everything here is a pure function of ONE problem; the engines only decide how m
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -107,11 +108,11 @@ class Program:
         used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
         return [name for name, v in zip(sorted(past), jaxpr.invars, strict=False) if id(v) in used]
 
-    def look(self, lane: dict[str, Any], data: Any, hyper: Any) -> tuple[dict[str, Any], Any, Any]:
-        """`(lane after one update, whether the rule holds before it, whether the update is finite)`."""
+    def look(self, lane: dict[str, Any], data: Any, hyper: Any, test: Any) -> tuple[dict[str, Any], Any, Any]:
+        """`(lane after one update, what the rule's test says before it, whether the update is finite)`."""
         weights = lane["weights"]
         loss, gradient = self.slope(weights, data)
-        done, memory = self.finished(lane, loss, gradient)
+        done, memory = test(seen(lane, loss, gradient), lane["memory"])
         new, state = self.rule.update(gradient, lane["state"], weights, lane["index"], self.bound(data), hyper)
         after = {
             **lane,
@@ -126,14 +127,22 @@ class Program:
         return after, done, sound
 
     def leap(
-        self, moving: dict[str, Any], index: Any, quiet: Any, data: Any, hyper: Any
+        self, moving: dict[str, Any], index: Any, noted: Any, data: Any, hyper: Any
     ) -> tuple[dict[str, Any], Any]:
-        """One update taken blindly, and whether nothing has happened yet, up to it, that ends the problem."""
-        after, done, sound = self.look({**moving, "index": index}, data, hyper)
-        event = done if self.rule.sticky else done | ~sound
+        """One update taken blindly, and what has been `noted` (None before the first) of what ends a problem."""
+        sofar, healthy = (None, jnp.ones((), bool)) if noted is None else noted
+        watch = self.finished if self.stop is None else functools.partial(self.stop._watch, noted=sofar)
+        after, sofar, sound = self.look({**moving, "index": index}, data, hyper, watch)
+        if not self.rule.sticky:
+            healthy = healthy & sound
         if not self.rule.lasting:  # a projection may have made weights finite again that were marked
-            event = event | ~finite(moving["weights"])
-        return {name: after[name] for name in MOVING}, quiet & ~event
+            healthy = healthy & finite(moving["weights"])
+        return {name: after[name] for name in MOVING}, (sofar, healthy)
+
+    def stay(self, moving: dict[str, Any], noted: Any) -> dict[str, Any]:
+        """The same, marked where something has been noted that ends the problem."""
+        sofar, healthy = noted
+        return self.mark(moving, healthy if self.stop is None else healthy & ~self.stop._met(sofar))
 
     def mark(self, moving: dict[str, Any], quiet: Any) -> dict[str, Any]:
         """What ends the problem written into the weights as NaN, where it stays: one array tells both how the weights
@@ -153,7 +162,7 @@ class Program:
         `last` is the update count at which a problem has run all its steps; it is tested once more there.
         An update whose gradient or weights are not finite is not taken: the problem has diverged.
         """
-        after, done, sound = self.look(lane, data, hyper)
+        after, done, sound = self.look(lane, data, hyper, self.finished)
         ended = jnp.where(
             done,
             jnp.int32(CONVERGED),
@@ -168,10 +177,11 @@ class Program:
         kept = jax.tree.map(lambda a, b: either(moves, a, b), after, lane)
         return {**kept, "status": status}
 
-    def finished(self, lane: dict[str, Any], loss: Any, gradient: Any) -> tuple[Any, Any]:
+    def finished(self, step: Step, memory: Any) -> tuple[Any, Any]:
+        """Whether the rule holds, and its memory."""
         if self.stop is None:
             return jnp.zeros((), bool), ()
-        done, memory = self.stop.test(seen(lane, loss, gradient), lane["memory"])
+        done, memory = self.stop.test(step, memory)
         return jnp.asarray(done, bool), memory
 
     def figure(self, lane: dict[str, Any], data: Any) -> Any:

@@ -159,17 +159,18 @@ def striding(
 
     def ahead(moving: Any, taken: Any, count: Any) -> Any:
         def turn(number: Any, moving: Any) -> Any:
-            quiet, quiet_own = jnp.ones((), bool), False
+            noted: Any = None
+            noted_own: Any = None
             for step in range(chunk):
                 index = seated + (taken + (number * chunk + step))
-                (moving, quiet), (own, quiet_own) = kernel.call(
+                (moving, noted), (own, noted_own) = kernel.call(
                     program.leap,
-                    (moving, index, quiet, data, hyper),
-                    (seats_own, True, quiet_own, *rest_own),
+                    (moving, index, noted, data, hyper),
+                    (seats_own, True, noted_own, *rest_own),
                     carried=3,
                 )
                 moving = kernel.spread(moving, own, seats_own)
-            marked, own = kernel.call(program.mark, (moving, quiet), (seats_own, quiet_own))
+            marked, own = kernel.call(program.stay, (moving, noted), (seats_own, noted_own))
             return kernel.spread(marked, own, seats_own)
 
         # A loop, be it of one turn, whose length the compiler does not know: it must not merge the strides into the
