@@ -75,16 +75,16 @@ def devices() -> list[DeviceInfo]:
 
 def platforms() -> list[str]:
     """Platforms with at least one device of this process, the default one first, the host last."""
-    found = [platform_of(jax.local_devices()[0])]
-    for platform in ("gpu", "tpu", "cpu"):
-        if platform in found:
-            continue
-        try:
-            jax.local_devices(backend=platform)
-        except RuntimeError:
-            continue
-        found.append(platform)
-    return found
+    default = platform_of(jax.local_devices()[0])
+    return [default, *[platform for platform in ("gpu", "tpu", "cpu") if platform != default and there(platform)]]
+
+
+def there(platform: str) -> list[jax.Device]:
+    """The devices of a platform, none where it is not here."""
+    try:
+        return jax.local_devices(backend=platform)
+    except RuntimeError:
+        return []
 
 
 def platform_of(device: jax.Device) -> str:
@@ -186,16 +186,15 @@ def named(name: str) -> jax.Device:
         return jax.local_devices(backend=default or None)[0]
     platform, _, index = name.partition(":")
     platform = ALIASES.get(platform, platform)
-    there = devices()
     if platform not in ("cpu", "gpu", "tpu"):
         near = difflib.get_close_matches(platform, ["auto", "cpu", "gpu", "tpu"], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"device={name!r} is not 'auto', 'cpu', 'gpu', 'tpu' or one of them with a number{hint}")
-    matching = [d.device for d in there if d.platform == platform]
+    matching = there(platform)
     if index and not index.isdigit():
         raise ValueError(f"device={name!r}: {index!r} is not a device number; write {platform}:0")
     if int(index or 0) >= len(matching):
-        have = ", ".join(d.name for d in there)
+        have = ", ".join(d.name for d in devices())
         mend = f"; for {platform} support: {INSTALL[platform]}" if platform in INSTALL and not matching else ""
         raise ValueError(f"device={name!r} is not here; there is {have}{mend}")
     return matching[int(index or 0)]

@@ -94,8 +94,7 @@ def test_one_slow_call_does_not_decide_how_many_workers_share_a_job():
     for _ in range(200):
         taken.append(pace.crew(updates, 2))
         pace.note(2e-3 if taken[-1] == 1 else 1e-3, updates, taken[-1])
-    assert taken[0] == 1
-    assert taken[40:].count(2) > 140
+    assert taken[8:].count(2) > 180
     pace.note(1.0, updates, 2)
     assert pace.crew(updates, 2) == 2
 

@@ -37,7 +37,8 @@ STAGE_BYTES = 1 << 18
 """Most bytes of a block's inputs that are copied although they could be read where they are."""
 
 AGAIN = 32
-"""One in so many short jobs is run the way that was slower, which may have changed."""
+"""One in so many short jobs is run the way that was slower, which may have changed; and the first, second, fourth, ...
+of them, since first calls are slow either way."""
 
 FADING = 1.05
 """The best time of a size counts, this much longer after every call: one that was slow may have been held up."""
@@ -61,7 +62,8 @@ class Pace:
             return 1
         self.calls[size] += 1
         better, other = (1, workers) if alone < shared else (workers, 1)
-        return better if self.calls[size] % AGAIN else other
+        calls = self.calls[size]
+        return other if calls % AGAIN == 0 or calls.bit_count() == 1 else better
 
     def note(self, seconds: float, updates: int, workers: int) -> None:
         """So many updates took so many workers so long."""

@@ -35,7 +35,8 @@ def spread(block: Block, begin: int, end: int, lanes: int, shift: int) -> list[C
     else:
         if 0 < shift < tile < block.size // PARTS and count > block.size:
             small = block.size // PARTS - tile + shift
-        tiles = -(-(count - small) // tile)
+        # The small piece counts: the last one is as much shorter, for the worker that took it.
+        tiles = -(-count // tile)
         each = min(block.plan.tiles, max(1, -(-tiles // lanes)))
         rounds = -(-tiles // (each * lanes))
         step = min(block.plan.tiles, -(-tiles // (rounds * lanes))) * tile

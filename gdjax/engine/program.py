@@ -108,11 +108,12 @@ class Program:
         used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
         return [name for name, v in zip(sorted(past), jaxpr.invars, strict=False) if id(v) in used]
 
-    def look(self, lane: dict[str, Any], data: Any, hyper: Any, test: Any) -> tuple[dict[str, Any], Any, Any]:
-        """`(lane after one update, what the rule's test says before it, whether the update is finite)`."""
+    def look(self, lane: dict[str, Any], data: Any, hyper: Any, test: Any = None) -> tuple[dict[str, Any], Any, Any]:
+        """`(lane after one update, what `test` says before it, whether the update is finite)`; by default whether the
+        rule holds."""
         weights = lane["weights"]
         loss, gradient = self.slope(weights, data)
-        done, memory = test(seen(lane, loss, gradient), lane["memory"])
+        done, memory = (test or self.finished)(seen(lane, loss, gradient), lane["memory"])
         new, state = self.rule.update(gradient, lane["state"], weights, lane["index"], self.bound(data), hyper)
         after = {
             **lane,
@@ -162,7 +163,7 @@ class Program:
         `last` is the update count at which a problem has run all its steps; it is tested once more there.
         An update whose gradient or weights are not finite is not taken: the problem has diverged.
         """
-        after, done, sound = self.look(lane, data, hyper, self.finished)
+        after, done, sound = self.look(lane, data, hyper)
         ended = jnp.where(
             done,
             jnp.int32(CONVERGED),
