@@ -134,7 +134,7 @@ def default(kind: Kind, device: jax.Device, count: int) -> Plan:
         most = power_below(DEVICE_BYTES / kind.bytes, SMALL, 1 << 24)
         return Plan("lanes", roomy(count, SMALL, most), 1, 16 if kind.elementwise else 1)
     if kind.elementwise:
-        last, chunk = LARGE, 3
+        last, chunk = LARGE, 4
         ladder = [(SMALL, 1), (SMALL, 8), (LARGE, 16), (LARGE, 64)]
     else:
         last, chunk = power_below(CACHE_BYTES / kind.bytes, VECTOR, SHARED_LANES if kind.shared else 1024), 1

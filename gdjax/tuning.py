@@ -35,7 +35,7 @@ def candidates(kind: Kind, default: Plan) -> list[Plan]:
     if default.kernel != "lanes":
         return [default]
     if kind.elementwise:
-        shapes = [(default.tile, chunk) for chunk in (2, 3, 8)] + [(1024, 4), (2048, 3), (4096, 4), (16384, 4)]
+        shapes = [(default.tile, chunk) for chunk in (2, 3, 8)] + [(512, 4), (2048, 3), (4096, 4), (16384, 4)]
     else:
         near = (default.tile // 2, default.tile * 2, default.tile * 4)
         shapes = [(tile, 1) for tile in near if tile >= VECTOR and tile % VECTOR == 0]

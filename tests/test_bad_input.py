@@ -20,6 +20,15 @@ def raising(w, x, t):
     raise KeyError("no such column")
 
 
+class Unhashable:
+    """A function with settings that may change, as dataclasses are."""
+
+    __hash__ = None
+
+    def __call__(self, *args):
+        return jnp.float32(0)
+
+
 def call(**changes):
     arguments = {"loss": squared_loss, "weights": ONE, "data": (ONE, ONE), "learning_rate": 0.1, "steps": 3, **changes}
     loss, weights, data = (arguments.pop(name) for name in ("loss", "weights", "data"))
@@ -50,6 +59,18 @@ BAD = {
     ),
     "a number for weights": ({"weights": 1.0}, ValueError, ["weights", "problem axis"]),
     "data without problem axis": ({"data": (ONE, np.float32(3))}, ValueError, ["data[1]", "in_axes=None"]),
+    "a loss that cannot be hashed": ({"loss": Unhashable()}, TypeError, ["loss: unhashable", "plain function"]),
+    "a figure that cannot be hashed": (
+        {"stop": gdjax.stop.Below("mine", Unhashable(), 1.0)},
+        TypeError,
+        ["stop: unhashable", "plain function"],
+    ),
+    "a record that cannot be hashed": ({"record": Unhashable()}, TypeError, ["record: unhashable", "plain function"]),
+    "a schedule that cannot be hashed": (
+        {"learning_rate": Unhashable()},
+        TypeError,
+        ["learning_rate", "unhashable", "plain function"],
+    ),
     "an empty batch": (
         {"weights": ONE[:0], "data": (ONE[:0], ONE[:0])},
         ValueError,

@@ -97,8 +97,8 @@ def test_what_several_look_at_is_summed_once(rule):
             lanes.zero = zero
             moving = {"weights": w, "state": rule.init(w, None, hyper), "memory": (), "past": {}}
             own = jax.tree.map(lambda leaf: leaf.ndim > 0, moving)
-            arguments = moving, jnp.int32(0), jnp.ones((), bool), (x, t), hyper
-            flags = own, False, False, (True, True), {"learning_rate": False}
+            arguments = moving, jnp.int32(0), None, (x, t), hyper
+            flags = own, False, None, (True, True), {"learning_rate": False}
             return lanes.call(program.leap, arguments, flags)[0]
 
         shapes = (weights, 32), (points, weights, 32), (points, 32), ()

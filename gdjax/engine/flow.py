@@ -128,10 +128,9 @@ def flow(
         lane = {name: leaf for name, leaf in seats.lane.items() if name != "spent"}
         lane, left = held_back(lane, start + steps, last)
         ahead = jnp.minimum(jnp.clip(age // SHARE, max(fewest, last), most), left) // stride * stride
-        spent = seats.lane["spent"] + ahead
-        seats = seats._replace(lane=lane)
-        lane = sprinting(kernel, program, chunk, flags, seats, age, ahead)
-        seats = seats._replace(lane={**lane, "spent": spent})
+        spent = seats.lane["spent"]
+        lane, gone = sprinting(kernel, program, chunk, flags, seats._replace(lane=lane), age, ahead)
+        seats = seats._replace(lane={**lane, "spent": spent + gone})
         leaving = seats.lane["status"] != RUNNING
         some = (total(leaving.astype(jnp.int32)) >= size // FEW) & (taken < count)
         return when(some, lambda state: exchange(state, leaving), (seats, names, taken, lanes))

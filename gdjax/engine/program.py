@@ -40,6 +40,14 @@ class Program:
     stop: StopRule | None
     record: Callable[[Step], Any] | None = None
 
+    def __post_init__(self) -> None:
+        parts = {"loss": self.loss, "learning_rate, optimizer or project": self.rule, "stop": self.stop}
+        for name, part in {**parts, "record": self.record}.items():
+            try:
+                hash(part)  # what is compiled is looked up by it
+            except TypeError as error:
+                raise TypeError(f"{name}: {error}; pass a plain function, or an object that can be hashed") from None
+
     def bound(self, data: Any) -> Callable[[Any], Any]:
         return lambda weights: self.loss(weights, *data)
 

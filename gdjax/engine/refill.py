@@ -93,7 +93,7 @@ def sprint(kernel: Kernel, program: Program, chunk: int, flags: Running, age: An
     """
 
     def run(inputs: Running) -> tuple[Any, Any]:
-        lane = sprinting(kernel, program, chunk, flags, inward(kernel, inputs, flags), age, updates)
+        lane, _ = sprinting(kernel, program, chunk, flags, inward(kernel, inputs, flags), age, updates)
         return outward(kernel, lane, flags.lane), flags.lane
 
     return run
@@ -101,8 +101,9 @@ def sprint(kernel: Kernel, program: Program, chunk: int, flags: Running, age: An
 
 def sprinting(
     kernel: Kernel, program: Program, chunk: int, flags: Running, seats: Running, age: Any, updates: Any
-) -> dict[str, Any]:
-    """The lanes after a sprint, in the kernel's layout as `seats` are; those to which something happened wait."""
+) -> tuple[dict[str, Any], Any]:
+    """The lanes after a sprint, in the kernel's layout as `seats` are, and the updates that were taken; lanes to which
+    something happened wait."""
     first = stride_of(chunk)
     moving, ahead, hold, rest = striding(kernel, program, chunk, flags, seats)
 
@@ -120,8 +121,8 @@ def sprinting(
     def some(carry: Any) -> Any:
         return lax.fori_loop(0, jnp.where(age + carry[2] < YOUNG, 1, PASSES_PER_CHECK), once, carry)
 
-    moving, held, _ = lax.while_loop(going, some, (moving, at_rest(seats.lane), jnp.int32(0)))
-    return rest(moving, held)
+    moving, held, taken = lax.while_loop(going, some, (moving, at_rest(seats.lane), jnp.int32(0)))
+    return rest(moving, held), taken
 
 
 def stride_of(chunk: int) -> int:
