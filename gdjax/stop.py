@@ -80,7 +80,8 @@ class StopRule:
         return jnp.asarray(done, bool) if noted is None else noted | done, memory
 
     def _met(self, noted: Any) -> Any:
-        """Whether the rule has held at any of the steps of which this was noted."""
+        """Whether the rule has held at any of the steps of which this was noted; true also where it may have, since then
+        the steps are taken again, one by one."""
         return noted
 
     def __or__(self, other: Any) -> StopRule:
@@ -159,16 +160,15 @@ class Below(StopRule):
         return figure <= jnp.asarray(self.tol, figure.dtype), memory
 
     def _watch(self, step: Step, memory: Any, noted: Any) -> tuple[Any, Any]:
-        """The lowest figure so far, which is compared once for all steps; one that is NaN does not count."""
+        """The lowest figure so far, which is compared once for all steps; a NaN hides none before it."""
         figure = self.figure(step)
         if type(self).test is not Below.test or not jnp.issubdtype(figure.dtype, jnp.floating):
             return super()._watch(step, memory, noted)
-        # Not infinity: the choice by `|x| < inf` is another instruction than the minimum, and a slower one.
-        lowest = jnp.full_like(figure, jnp.finfo(figure.dtype).max) if noted is None else noted
-        return jnp.where(figure < lowest, figure, lowest), memory
+        return figure if noted is None else jnp.where(figure < noted, figure, noted), memory
 
     def _met(self, noted: Any) -> Any:
-        return noted if noted.dtype == bool else noted <= jnp.asarray(self.tol, noted.dtype)
+        """Also where it cannot be told: behind a NaN."""
+        return noted if noted.dtype == bool else ~(noted > jnp.asarray(self.tol, noted.dtype))
 
     def _key(self) -> Any:
         return (self.name, self.figure, self.tol)
