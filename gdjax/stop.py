@@ -80,8 +80,8 @@ class StopRule:
         return jnp.asarray(done, bool) if noted is None else noted | done, memory
 
     def _met(self, noted: Any) -> Any:
-        """Whether the rule has held at any of the steps of which this was noted; true also where it may have, since then
-        the steps are taken again, one by one."""
+        """Whether the rule has held at any of the steps of which this was noted. Where that cannot be told it is true:
+        the steps are then taken again, one by one."""
         return noted
 
     def __or__(self, other: Any) -> StopRule:

@@ -52,7 +52,7 @@ def unaligned(arrays: Sequence[np.ndarray]) -> int:
     """
     read: collections.Counter[int] = collections.Counter({0: 0})
     whole = [array for array in arrays if array.flags.c_contiguous]
-    again = max([ALIGNED // math.gcd(array.strides[0], ALIGNED) for array in whole], default=1)  # then all repeats itself
+    again = max([ALIGNED // math.gcd(array.strides[0], ALIGNED) for array in whole], default=1)  # then all repeats
     for array in whole:
         address, row = array.__array_interface__["data"][0], array.strides[0]
         read.update({shift: row for shift in range(again) if (address + shift * row) % ALIGNED == 0})
