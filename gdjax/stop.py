@@ -79,9 +79,9 @@ class StopRule:
         done, memory = self.test(step, memory)
         return jnp.asarray(done, bool) if noted is None else noted | done, memory
 
-    def _met(self, noted: Any) -> Any:
-        """Whether the rule has held at any of the steps of which this was noted. Where that cannot be told it is true:
-        the steps are then taken again, one by one."""
+    def _met(self, noted: Any, alone: bool = False) -> Any:
+        """Whether the rule has held at any of the steps of which this was noted, or at the one that is `alone`. Of
+        several it may be true as well where that cannot be told: they are then taken again, one by one."""
         return noted
 
     def __or__(self, other: Any) -> StopRule:
@@ -166,9 +166,10 @@ class Below(StopRule):
             return super()._watch(step, memory, noted)
         return figure if noted is None else jnp.where(figure < noted, figure, noted), memory
 
-    def _met(self, noted: Any) -> Any:
-        """Also where it cannot be told: behind a NaN."""
-        return noted if noted.dtype == bool else ~(noted > jnp.asarray(self.tol, noted.dtype))
+    def _met(self, noted: Any, alone: bool = False) -> Any:
+        """Of several steps, what comes behind a NaN cannot be told."""
+        tol = jnp.asarray(self.tol, noted.dtype)
+        return noted if noted.dtype == bool else noted <= tol if alone else ~(noted > tol)
 
     def _key(self) -> Any:
         return (self.name, self.figure, self.tol)
@@ -208,8 +209,8 @@ class Joined(StopRule):
         right, memory_right = self.right._watch(step, memory[1], noted and noted[1])
         return (left, right), (memory_left, memory_right)
 
-    def _met(self, noted: Any) -> Any:
-        return self.left._met(noted[0]) | self.right._met(noted[1]) if self._apart else noted
+    def _met(self, noted: Any, alone: bool = False) -> Any:
+        return self.left._met(noted[0], alone) | self.right._met(noted[1], alone) if self._apart else noted
 
     @property
     def _apart(self) -> bool:

@@ -191,9 +191,13 @@ def dips(later=0, around=1.0, tol=0.5):
 
 
 def standing(rule, steps=300):
-    """The steps taken by problems whose weights stay as they are."""
-    out = gdjax.minimize(lambda w, x: 0.0 * w * x, AT, (X,), learning_rate=0.1, steps=steps, stop=rule)
+    """The steps taken by problems whose weights stay as they are; a record has a row for each of them."""
+    flat = lambda w, x: 0.0 * w * x  # noqa: E731
+    out = gdjax.minimize(flat, AT, (X,), learning_rate=0.1, steps=steps, stop=rule)
+    noted = gdjax.minimize(flat, AT, (X,), learning_rate=0.1, steps=steps, stop=rule, record=1)
     np.testing.assert_array_equal(out.weights, AT)
+    np.testing.assert_array_equal(out.steps, noted.steps)
+    np.testing.assert_array_equal(np.isfinite(noted.record).sum(axis=1), np.asarray(out.steps) + 1)
     return out.steps.tolist()
 
 

@@ -148,10 +148,14 @@ class Program:
             healthy = healthy & finite(moving["weights"])
         return {name: after[name] for name in MOVING}, (sofar, healthy)
 
-    def stay(self, moving: dict[str, Any], noted: Any) -> dict[str, Any]:
-        """The same, marked where something has been noted that ends the problem."""
+    def stay(self, moving: dict[str, Any], noted: Any, alone: bool = False) -> dict[str, Any]:
+        """The same, marked where something that ends the problem has been noted, or may have been."""
         sofar, healthy = noted
-        return self.mark(moving, healthy if self.stop is None else healthy & ~self.stop._met(sofar))
+        return self.mark(moving, healthy if self.stop is None else healthy & ~self.stop._met(sofar, alone))
+
+    def stay_after_one(self, moving: dict[str, Any], noted: Any) -> dict[str, Any]:
+        """Marked where one update alone has been noted that ends the problem: then nothing is left open."""
+        return self.stay(moving, noted, alone=True)
 
     def mark(self, moving: dict[str, Any], quiet: Any) -> dict[str, Any]:
         """What ends the problem written into the weights as NaN, where it stays: one array tells both how the weights

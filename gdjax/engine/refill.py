@@ -146,7 +146,8 @@ def striding(
 ) -> tuple[Any, Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """How lanes stride blindly: `(moving, ahead, hold, rest)`.
 
-    `moving` are the lanes that stride: those that do not run, or to which something happened, have NaN for weights.
+    `moving` are the lanes that stride: those that do not run, or to which something happened, have NaN for weights. (Or
+    may have happened, where several updates are taken in a pass: these problems are finished one by one to their end.)
     `ahead(moving, taken, count)` takes `count` updates after `taken` since the lanes were seated, `hold(held, after,
     taken)` keeps where the running ones stand then, `rest(moving, held)` gives the lanes back, the others waiting.
     """
@@ -171,7 +172,8 @@ def striding(
                     carried=3,
                 )
                 moving = kernel.spread(moving, own, seats_own)
-            marked, own = kernel.call(program.stay, (moving, noted), (seats_own, noted_own))
+            stay = program.stay if chunk > 1 else program.stay_after_one
+            marked, own = kernel.call(stay, (moving, noted), (seats_own, noted_own))
             return kernel.spread(marked, own, seats_own)
 
         # A loop, be it of one turn, whose length the compiler does not know: it must not merge the strides into the
