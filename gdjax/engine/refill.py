@@ -46,7 +46,7 @@ class Ended(NamedTuple):
     gradient_norm: Any
 
 
-STRIDE, LIGHT_STRIDE = 4, 16
+STRIDE, LIGHT_STRIDE = 2, 16
 """Updates from one look at whether anything happened to the next, to begin with; and where several are fused."""
 
 PATIENCE = 16
