@@ -168,8 +168,10 @@ class Below(StopRule):
 
     def _met(self, noted: Any, alone: bool = False) -> Any:
         """Of several steps, what comes behind a NaN cannot be told."""
+        if noted.dtype == bool:
+            return noted
         tol = jnp.asarray(self.tol, noted.dtype)
-        return noted if noted.dtype == bool else noted <= tol if alone else ~(noted > tol)
+        return noted <= tol if alone else ~(noted > tol)
 
     def _key(self) -> Any:
         return (self.name, self.figure, self.tol)

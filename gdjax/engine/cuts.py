@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,11 +50,10 @@ def unaligned(arrays: Sequence[np.ndarray]) -> int:
     NumPy's own large arrays begin 16 bytes behind a page.
     """
     read: collections.Counter[int] = collections.Counter({0: 0})
-    whole = [array for array in arrays if array.flags.c_contiguous]
-    again = max([ALIGNED // math.gcd(array.strides[0], ALIGNED) for array in whole], default=1)  # then all repeats
-    for array in whole:
+    for array in arrays:
         address, row = array.__array_interface__["data"][0], array.strides[0]
-        read.update({shift: row for shift in range(again) if (address + shift * row) % ALIGNED == 0})
+        if array.flags.c_contiguous:
+            read.update({shift: row for shift in range(ALIGNED) if (address + shift * row) % ALIGNED == 0})
     return max(read, key=lambda shift: (read[shift], -shift))
 
 

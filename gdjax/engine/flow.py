@@ -128,9 +128,8 @@ def flow(
         lane = {name: leaf for name, leaf in seats.lane.items() if name != "spent"}
         lane, left = held_back(lane, start + steps, last)
         ahead = jnp.minimum(jnp.clip(age // SHARE, max(fewest, last), most), left) // stride * stride
-        spent = seats.lane["spent"]
         lane, gone = sprinting(kernel, program, chunk, flags, seats._replace(lane=lane), age, ahead)
-        seats = seats._replace(lane={**lane, "spent": spent + gone})
+        seats = seats._replace(lane={**lane, "spent": seats.lane["spent"] + gone})
         leaving = seats.lane["status"] != RUNNING
         some = (total(leaving.astype(jnp.int32)) >= size // FEW) & (taken < count)
         return when(some, lambda state: exchange(state, leaving), (seats, names, taken, lanes))

@@ -41,8 +41,8 @@ class Program:
     record: Callable[[Step], Any] | None = None
 
     def __post_init__(self) -> None:
-        parts = {"loss": self.loss, "learning_rate, optimizer or project": self.rule, "stop": self.stop}
-        for name, part in {**parts, "record": self.record}.items():
+        rule = "learning_rate, optimizer or project"
+        for name, part in {"loss": self.loss, rule: self.rule, "stop": self.stop, "record": self.record}.items():
             try:
                 hash(part)  # what is compiled is looked up by it
             except TypeError as error:
@@ -140,7 +140,7 @@ class Program:
     ) -> tuple[dict[str, Any], Any]:
         """One update taken blindly, and what has been `noted` (None before the first) of what ends a problem."""
         sofar, healthy = (None, jnp.ones((), bool)) if noted is None else noted
-        watch = self.finished if self.stop is None else functools.partial(self.stop._watch, noted=sofar)
+        watch = None if self.stop is None else functools.partial(self.stop._watch, noted=sofar)
         after, sofar, sound = self.look({**moving, "index": index}, data, hyper, watch)
         if not self.rule.sticky:
             healthy = healthy & sound
