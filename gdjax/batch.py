@@ -45,7 +45,7 @@ class Batch:
 
 
 SOUND: dict[Any, tuple[tuple[Any, ...], dict[str, bool], int, bool]] = {}
-"""What a batch is besides its arrays, by the shapes and types of NumPy arrays that were found to fit as they are."""
+"""What a batch is besides its arrays, by the shapes, types and places of arrays that were found to fit as they are."""
 
 MOST_SOUND = 256
 
@@ -72,9 +72,15 @@ def look_of(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype:
     """All that `checked` looks at, as a key; None where it may look at more than the shapes and types of arrays."""
     leaves, tree = jax.tree.flatten((weights, data, hyper))
     plainly = type(in_axes) in (int, type(None)) and isinstance(dtype, (str, type, np.dtype, type(None)))
-    if not plainly or set(map(type, leaves)) != {np.ndarray}:
+    if not plainly:
         return None
-    looks = tuple([(leaf.shape, leaf.dtype) for leaf in leaves])
+    looks: tuple[Any, ...]
+    if set(map(type, leaves)) == {np.ndarray}:
+        looks = tuple([(leaf.shape, leaf.dtype) for leaf in leaves])
+    elif all(isinstance(leaf, jax.Array) and not is_traced(leaf) for leaf in leaves):
+        looks = tuple([(leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves])
+    else:
+        return None
     return tree, looks, in_axes, dtype, jax.config.jax_enable_x64  # type: ignore[attr-defined]
 
 

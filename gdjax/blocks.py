@@ -29,7 +29,7 @@ log = logging.getLogger("gdjax")
 
 
 MOST_SMALL = 256
-"""Answers that are kept to the question which block a small batch runs through: it takes a tenth of the call."""
+"""Answers that are kept to the question which block a short batch runs through: it takes a tenth of the call."""
 
 
 class Blocks:
@@ -99,8 +99,6 @@ class Blocks:
 
         try:
             out = run_block(used[0], inputs, flags, count, start, steps, smaller, updates, wanted)
-            if used[0].plan.kernel == "registers":
-                jax.block_until_ready(out)
             return used[-1], out
         except jax.errors.JaxRuntimeError as error:
             if used[0].plan.kernel != "registers":
@@ -120,13 +118,14 @@ class Blocks:
             return made
 
     def block(self, tile: Any, inputs: Any, flags: Any, count: int, plan: Plan | None) -> Block:
-        """The compiled block for these inputs, a small one as it was found before."""
+        """The compiled block for these inputs, as it was found before where a batch may be short: a small one on the
+        host, any on an accelerator."""
         own, known = tuple(jax.tree.leaves(flags)), (self.ceiling.most, self.registers.refused)
         key = tile, jax.tree.structure(inputs), own, count, plan, self.seat, known
         found = self.small.get(key)
         if found is None:
             found = self.fitting(tile, inputs, flags, count, plan)
-            if found.stage:
+            if found.stage or not dev.is_host(found.devices[0]):
                 if len(self.small) == MOST_SMALL:
                     self.small.clear()
                 self.small[key] = found

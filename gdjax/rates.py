@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import jax
@@ -37,12 +38,17 @@ class Doubt:
 
     @classmethod
     def of(cls, rates: Any) -> Doubt | None:
-        return cls(rates) if dev.on_accelerator(rates) else None
+        return cls(rates) if dev.on_accelerator(rates) and SETTLED.get(id(rates)) is not rates else None
 
     def settle(self) -> None:
         """ValueError if a rate is not finite or below zero."""
         if not self.sound:
             check_rate(np.asarray(self.rates))
+        SETTLED[id(self.rates)] = self.rates
+
+
+SETTLED: weakref.WeakValueDictionary[int, jax.Array] = weakref.WeakValueDictionary()
+"""Rates that were found to be sound, by their ids: a `jax.Array` stays as it is."""
 
 
 @jax.jit

@@ -249,7 +249,7 @@ class Session(Blocks):
             parts.append(others)
         record = history.joined([part for _, _, part in parts], batch.count)
         lane = ended.lane
-        status = lane["status"].astype(np.int8)
+        status = narrowed(lane["status"]) if dev.on_accelerator(lane["status"]) else lane["status"].astype(np.int8)
         total = start + max(steps for _, steps, _ in parts)
         kept = State(lane, status, lane["index"], "until", None, total, dev.kind(self.devices[0]))
         ran = parts[-1][0]
@@ -314,6 +314,7 @@ def least(status: Any, known: Any) -> int:
 
 
 least_there = jax.jit(jax.numpy.min)
+narrowed = jax.jit(lambda status: status.astype(np.int8))
 
 
 class Sessions:

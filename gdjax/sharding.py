@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from gdjax import device as dev
 from gdjax.batch import Batch, named_leaves
@@ -105,7 +105,7 @@ def layout_of(batch: Batch, device: Any) -> Layout | None:
     Raises:
         ValueError: an array over several processes whose problems cannot be run where they lie.
     """
-    if not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((batch.weights, batch.data, batch.hyper))):
+    if not any(map(spread_out, jax.tree.leaves((batch.weights, batch.data, batch.hyper)))):
         return None
     found = None
     for name, leaf in own_leaves(batch):
@@ -120,6 +120,13 @@ def layout_of(batch: Batch, device: Any) -> Layout | None:
                 "replicate it: NamedSharding(mesh, PartitionSpec())"
             )
     return found
+
+
+def spread_out(leaf: Any) -> bool:
+    """Whether an array may lie anywhere but on one device of this process."""
+    if not isinstance(leaf, jax.Array):
+        return False
+    return type(leaf.sharding) is not SingleDeviceSharding or not leaf.is_fully_addressable
 
 
 def own_leaves(batch: Batch) -> list[tuple[str, Any]]:

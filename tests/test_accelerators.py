@@ -1,12 +1,15 @@
-"""What can be proved about accelerators without one: the compiled tiles lower for CUDA and TPU from a CPU install."""
+"""What can be proved about accelerators without one: the compiled tiles lower for CUDA and TPU from a CPU install, and
+what a call there looks at only once, on a CPU that is taken for one."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from simulated import accelerator
 
-from gdjax import stop
+import gdjax
+from gdjax import batch, rates, stop
 from gdjax.engine import fixed, refill
 from gdjax.engine.kernels import KERNELS
 from gdjax.engine.program import Program
@@ -50,3 +53,54 @@ def test_tiles_lower_for_accelerators(platform, kernel_name, loss, shape):
         exported = export.export(jax.jit(function), platforms=[platform])(inputs, number)
         assert exported.platforms == (platform,)
         assert "stablehlo.while" in exported.mlir_module()
+
+
+@pytest.fixture
+def placed(monkeypatch):
+    """`(device, weights, data, rates)`, the arrays on a device that counts as an accelerator."""
+    (device,) = accelerator(monkeypatch)
+    rng = np.random.default_rng(0)
+    w, x, t = (rng.normal(size=100).astype(np.float32) for _ in range(3))
+    return device, *jax.device_put((w, (x, t), np.full(100, 0.1, np.float32)), device)
+
+
+def test_rates_on_an_accelerator_are_looked_at_once_and_bad_ones_always(placed, monkeypatch):
+    device, weights, data, good = placed
+    looked = []
+    sound = rates.sound
+    monkeypatch.setattr(rates, "sound", lambda values: looked.append(values) or sound(values))
+
+    def solve(values):
+        return gdjax.minimize(squared_loss, weights, data, learning_rate=values, steps=3, device=device)
+
+    first, again = solve(good), solve(good)
+    assert len(looked) == 1
+    np.testing.assert_array_equal(first.weights, again.weights)
+    bad = good.at[7].set(-1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"learning_rate\[7\] is -1.0"):
+            solve(bad)
+    solve(good + 0)  # another array, if with the same numbers
+    assert len(looked) == 4
+    assert len(rates.SETTLED) < 3  # those that nobody holds are forgotten
+
+
+def test_what_fits_on_an_accelerator_is_looked_at_once_and_what_does_not_always(placed, monkeypatch):
+    device, weights, data, rate = placed
+    monkeypatch.setattr(batch, "SOUND", {})
+    looked = []
+    checked = batch.checked
+    monkeypatch.setattr(batch, "checked", lambda *args: looked.append(args) or checked(*args))
+
+    def solve(weights, data):
+        return gdjax.minimize(squared_loss, weights, data, learning_rate=rate, steps=3, device=device)
+
+    one, other = solve(weights, data), solve(weights + 1, data)
+    assert len(looked) == 1
+    assert not np.array_equal(one.weights, other.weights)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"weights has 100 problems on axis 0, data\[0\] has 99"):
+            solve(weights, (data[0][:99], data[1]))
+    host = jax.device_put(weights, jax.devices("cpu")[0])
+    np.testing.assert_array_equal(solve(host, data).weights, one.weights)  # elsewhere: looked at anew
+    assert len(looked) == 4

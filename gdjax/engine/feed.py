@@ -71,7 +71,7 @@ class Outputs:
     """
 
     def __init__(self, block: Block, count: int, stay: bool, wanted: tuple[bool, ...]):
-        self.wanted = wanted
+        self.wanted, self.count = wanted, count
         self.own = block.out_own
         self.shapes = [(count, *s.shape[1:]) for s in block.out_shapes]
         self.dtypes = [s.dtype for s in block.out_shapes]
@@ -101,7 +101,10 @@ class Outputs:
     def put(self, first: int, last: int, results: list[Any]) -> None:
         """The results of the problems from `first` to `last`, padding behind them."""
         if self.stay:
-            self.parts.append((first, last, jax.block_until_ready(trimmed(results, self.own, last - first))))
+            held = trimmed(results, self.own, last - first)
+            if last - first < self.count:  # no more inputs shall pile up there than those of the pieces under way
+                jax.block_until_ready(held)
+            self.parts.append((first, last, held))
             return
         if self.handed:
             held = [np.asarray(result) for result in results]
