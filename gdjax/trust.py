@@ -20,7 +20,7 @@ import numpy as np
 from gdjax import device as dev
 from gdjax import plan as plans
 from gdjax.batch import Batch
-from gdjax.engine import history
+from gdjax.engine import fixed, history
 from gdjax.engine.block import Block, compile_block
 from gdjax.engine.feed import run_block
 from gdjax.engine.program import Program
@@ -101,7 +101,8 @@ class Registers:
         from gdjax.engine.targets import TARGETS
 
         target = TARGETS[str(self.target)]
-        plan = ceiling.under(plan or plans.registers(kind, target.lanes, count, fusable), kind.bytes)
+        fused = fusable if tile is fixed.tile else 1  # with a stop rule more do not gain
+        plan = ceiling.under(plan or plans.registers(kind, target.lanes, count, fused), kind.bytes)
         plan = dataclasses.replace(plan, tile=-(-plan.tile // target.lanes) * target.lanes, tiles=1)
         plan = dataclasses.replace(plan, chunk=min(plan.chunk, fusable if kind.elementwise else 1))
         key = (tile, plan, jax.tree.structure(inputs), tuple(jax.tree.leaves(flags)))

@@ -103,7 +103,7 @@ def descent(platform: str, loss: Any, inputs: Any, flags: Any, rule: Any, kernel
     from gdjax.engine.targets import TARGETS
     from gdjax.plan import Plan
 
-    tile = registers.descend(TARGETS[platform]) if kernel == "registers" else fixed.tile
+    tile = registers.TILES[fixed.tile](TARGETS[platform]) if kernel == "registers" else fixed.tile
     plan = Plan(kernel, inputs.weights.shape[0] if kernel == "lanes" else N, 1, chunk)
     return compile_block(tile, Program(loss, rule, None), plan, inputs, flags, [DEVICES[platform]])
 
@@ -126,7 +126,7 @@ def until(platform: str, loss: Any, inputs: Any, flags: Any, rule: Any, stop: An
     seated = jax.tree.map(lambda s: jax.ShapeDtypeStruct((N, *s.shape), s.dtype), lane)
     running = refill.Running(seated, inputs.data, inputs.hyper)
     own = refill.Running(jax.tree.map(lambda _: True, lane), flags.data, flags.hyper)
-    tile = registers.finish(TARGETS[platform])
+    tile = registers.TILES[refill.finish](TARGETS[platform])
     return compile_block(tile, program, Plan("registers", N), running, own, [DEVICES[platform]])
 
 

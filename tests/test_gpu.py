@@ -179,6 +179,24 @@ def test_a_million_problems_are_right(device):
     assert out.summary()["RAN_ALL_STEPS"] == count
 
 
+def test_problems_that_run_on_are_moved_together_and_keep_their_bits(device):
+    """So many that the kernel runs in waves, against some of them run alone."""
+    rng = np.random.default_rng(4)
+    count = (1 << 20) + 77
+    w, x, t = (rng.uniform(-3, 3, count).astype(np.float32) for _ in range(3))
+    rates = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), count)).astype(np.float32)
+    solve = lambda which: answers(  # noqa: E731
+        gdjax.minimize(
+            squared_loss, w[which], (x[which], t[which]), learning_rate=rates[which], steps=5000, device=device,
+            stop=stop.gradient_below(1e-4) | stop.loss_below(1e-12),
+        )
+    )  # fmt: skip
+    whole = solve(slice(None))
+    assert len(np.unique(whole[3])) > 1000
+    for which in (slice(0, 300), slice(700_001, 700_002), rng.permutation(count)[:5000]):
+        assert same_bits(solve(which), jax.tree.map(lambda a, which=which: a[which], whole))
+
+
 def test_every_check_of_verify_passes(device):
     report = gdjax.verify(device=device, quick=True)
     assert report.passed, str(report)

@@ -12,7 +12,7 @@ from problems import answers, same_bits
 
 import gdjax
 from gdjax import Plan, stop
-from gdjax.engine import points, registers
+from gdjax.engine import machine, points
 from gdjax.engine.evaluator import UnsupportedError
 
 REGISTERS = Plan("registers", 128)
@@ -61,13 +61,13 @@ def test_problems_that_diverge_keep_their_last_finite_weights():
 
 def test_registers_hold_a_small_problem_as_a_whole():
     shape = lambda *s: jax.ShapeDtypeStruct(s, np.float32)  # noqa: E731
-    assert registers.long_axis((shape(4), shape()), (shape(16, 4), shape(16)), 1e4) is None
-    assert registers.long_axis((shape(8), shape()), (shape(32, 8), shape(32)), 1000) is None
-    assert registers.long_axis((shape(8), shape()), (shape(32, 8), shape(32)), 3000) == 32
-    assert registers.long_axis((shape(4), shape()), (shape(300, 4), shape(300)), 1) == 300
-    assert registers.long_axis((shape(64), shape()), (shape(200, 64), shape(200)), 1) == 200
+    assert machine.long_axis((shape(4), shape()), (shape(16, 4), shape(16)), 1e4) is None
+    assert machine.long_axis((shape(8), shape()), (shape(32, 8), shape(32)), 1000) is None
+    assert machine.long_axis((shape(8), shape()), (shape(32, 8), shape(32)), 3000) == 32
+    assert machine.long_axis((shape(4), shape()), (shape(300, 4), shape(300)), 1) == 300
+    assert machine.long_axis((shape(64), shape()), (shape(200, 64), shape(200)), 1) == 200
     with pytest.raises(UnsupportedError, match="whatever stays in memory"):
-        registers.long_axis((shape(161), shape()), (shape(300, 161),), 1)
+        machine.long_axis((shape(161), shape()), (shape(300, 161),), 1)
 
 
 def test_fewer_points_at_a_time_where_each_is_much():

@@ -8,6 +8,7 @@ import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from problems import CASES, same_bits
 from ten_losses import LOSSES, RULES, agree, squared
@@ -15,7 +16,7 @@ from ten_losses import LOSSES, RULES, agree, squared
 import gdjax
 from gdjax import Plan, stop
 from gdjax import device as dev
-from gdjax.engine import registers
+from gdjax.engine import course, descent
 from gdjax.engine.targets import Interpreted
 
 REGISTERS, PLAIN = Plan("registers", 128), "auto"
@@ -132,6 +133,57 @@ def test_it_goes_on_from_where_it_stood():
     assert same_bits(rest.weights, whole.weights)
 
 
+def flat_tail(w, x, t):
+    """Slower the nearer it is to its lowest point: problems take from a few steps to all of them."""
+    return jnp.sum((w - t) ** 4) + 0.0 * jnp.sum(x)
+
+
+WAVES = {
+    "gradient": (squared, None, {"learning_rate": 0.2, "stop": stop.gradient_below(1e-3)}),
+    "memory": (flat_tail, 0, {"learning_rate": 0.05, "stop": stop.loss_change_below(1e-6) | stop.gradient_below(1e-4)}),
+    "adam": (squared, 0, {"optimizer": optax.adam(0.05), "stop": stop.gradient_below(1e-2)}),
+    "some diverge": (squared, 0, {"learning_rate": "wild", "stop": stop.update_below(1e-5)}),
+}
+
+
+@pytest.mark.parametrize("name", WAVES)
+def test_problems_that_run_on_are_moved_together_and_get_the_same_bits(name, monkeypatch):
+    loss, axis, options = WAVES[name]
+    count, rng = 400, np.random.default_rng(0)
+    w, x, t = (rng.normal(size=s).astype(np.float32) for s in ((count, 3), (count, 5, 3), (count, 5)))
+    data = (x, rng.normal(size=(count, 3)).astype(np.float32)) if loss is flat_tail else (x, t)
+    data = data if axis == 0 else (x[0], t[0])
+    if options.get("learning_rate") == "wild":
+        options = {**options, "learning_rate": np.geomspace(0.003, 3, count, dtype=np.float32)}
+    moved = []
+
+    def counted(*args):
+        moved.append(args)
+        return waves(*args)
+
+    waves = course.waves
+    monkeypatch.setattr(course, "waves", counted)
+
+    def solve(**more):
+        function = lambda w, *data: loss(w, *data)  # a new kind of problem each time  # noqa: E731
+        return gdjax.minimize(function, w, data, in_axes=axis, steps=300, device="cpu", **{**options, **more})
+
+    whole = solve(plan=Plan("registers", 512))
+    assert not moved  # too few to be worth it
+    monkeypatch.setattr(course, "WIDTH", 64)
+    monkeypatch.setattr(course, "WAVE", 2.0**16)
+    monkeypatch.setattr(course, "MOVE", 0.0)
+    out = solve(plan=Plan("registers", 512))
+    assert moved
+    assert (out.plan.kernel, out.plan.reason) == ("registers", "")
+    for mine, wanted in zip(jax.tree.leaves(out), jax.tree.leaves(whole), strict=True):
+        assert same_bits(mine, wanted)
+    assert len(np.unique(out.steps)) > 20
+    plain = solve()
+    np.testing.assert_array_equal(out.status, plain.status)
+    assert np.max(np.abs(np.asarray(out.steps) - plain.steps)) <= (1 if name == "adam" else 0)
+
+
 # --- the way of an accelerator, the CPU standing in for it -----------------------------------------------------------
 
 
@@ -214,13 +266,13 @@ def test_a_kernel_that_is_wrong_is_not_used(monkeypatch, caplog):
     def wrong_loss(w, x, t):
         return squared(w, x, t)
 
-    right = registers.Descent.run
+    right = descent.Descent.run
 
     def wrong(self, *args):
         weights, *rest = right(self, *args)
         return [weights * np.float32(1.001), *rest]
 
-    monkeypatch.setattr(registers.Descent, "run", wrong)
+    monkeypatch.setattr(descent.Descent, "run", wrong)
     weights, data = LOSSES["squared"].batch(COUNT)
     options = {"learning_rate": 0.1, "steps": 3, "device": "cpu"}
     with pytest.warns(RuntimeWarning, match="'wrong_loss' disagrees with XLA on cpu:0: weights of 130 of 130"):

@@ -12,7 +12,7 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from gdjax.engine import lanes, streamed
-from gdjax.engine.evaluator import Value, reaches
+from gdjax.engine.evaluator import UnsupportedError, Value, reaches
 
 
 class Kernel:
@@ -120,6 +120,18 @@ class Vmap(Kernel):
             return list(function(*leaves))
         axes = [0 if flag else None for flag in own]
         return list(jax.vmap(function, axes, [0 if flag else None for flag in out], axis_size=self.size)(*leaves))
+
+
+def ahead(kernel: Kernel, function: Callable[[Kernel], Any]) -> Any:
+    """`function` of the form in which XLA does what comes before a kernel: lanes, where the problem has that form."""
+    for form in (Lanes, Vmap):
+        before = form(kernel.size)
+        before.zero = kernel.zero
+        try:
+            return function(before)
+        except UnsupportedError as error:
+            reason = error
+    raise reason
 
 
 # In registers the whole descent is one kernel (`gdjax.engine.registers`), which calls nothing by this class.

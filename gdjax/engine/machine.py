@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +12,20 @@ import numpy as np
 from jax import lax
 
 from gdjax.batch import problem_shapes
-from gdjax.engine.evaluator import Value
+from gdjax.engine.evaluator import UnsupportedError, Value
 from gdjax.engine.points import Points, Rows
-from gdjax.engine.scalars import Scalars, entries, row, value_of
+from gdjax.engine.scalars import DTYPES, Scalars, entries, row, value_of
 from gdjax.engine.streamed import flat
 from gdjax.engine.targets import Arguments, Target
+
+MAX_SCALARS = 320
+"""Most scalars one problem may have, its weights, state and data together. A thread of a GPU has 255 registers; a
+little beyond them is read from the nearest cache each step, which still beats a pass over memory."""
+
+FEW_SCALARS, LIGHT = 200, 6
+"""Where more than so many operations are done with each number, as many scalars: what they need in between crowds the
+others out. With data in memory 32 × 8 logistic regressions run 1.3 times as fast (an H100), and compile in a third of
+the time; sums of squares half as fast."""
 
 
 class Traced(NamedTuple):
@@ -146,3 +155,39 @@ def launch(
         for s in out_shapes
     ]
     return jax.tree.unflatten(tree, back)
+
+
+def split(arrays: list[np.ndarray], shapes: Any) -> list[list[np.ndarray]]:
+    """The leaves of a tuple of trees, tree by tree."""
+    out, rest = [], list(arrays)
+    for tree in shapes:
+        count = len(jax.tree.leaves(tree))
+        out.append(rest[:count])
+        rest = rest[count:]
+    return out
+
+
+def long_axis(carried: Any, data: Any, operations: float) -> int | None:
+    """The length of the axis along which data stays in memory; None where registers hold a problem as a whole, which
+    takes so many operations a step.
+
+    UnsupportedError where there is none, or for a dtype that the kernels do not hold.
+    """
+    fixed, shapes = jax.tree.leaves(carried), jax.tree.leaves(data)
+    other = [leaf.dtype for leaf in [*fixed, *shapes] if np.dtype(leaf.dtype).name not in DTYPES]
+    if other:
+        raise UnsupportedError(f"{other[0]} among its numbers, where kernels in registers hold float32")
+    scalars = count(fixed) + count(shapes)
+    if scalars <= (MAX_SCALARS if operations <= LIGHT * scalars else FEW_SCALARS):
+        return None
+    lengths = {n for leaf in shapes if leaf.dtype != np.bool_ for n in leaf.shape}
+    for n in sorted(lengths - {n for leaf in fixed for n in leaf.shape}, reverse=True):
+        if 2 * (count(fixed) + count(leaf for leaf in shapes if n not in leaf.shape)) <= MAX_SCALARS:
+            return n
+    if scalars <= MAX_SCALARS:
+        return None
+    raise UnsupportedError(f"one problem is {scalars} numbers, more than {MAX_SCALARS}, whatever stays in memory")
+
+
+def count(shapes: Iterable[Any]) -> int:
+    return sum(math.prod(leaf.shape) for leaf in shapes)

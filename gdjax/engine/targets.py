@@ -29,10 +29,12 @@ class Leaf(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """What a kernel is given: three uniform values, and the leaves."""
+    """What a kernel is given: uniform values, and the leaves. It takes `steps` of those that lead from `start` to the
+    `end`."""
 
     start: Any
     steps: Any
+    end: Any
     zero: Any
     own: list[Leaf]
     shared: list[Leaf]
@@ -69,8 +71,8 @@ class Target:
         out: Sequence[tuple[int, Any]],
         size: int,
     ) -> list[Any]:
-        """`compute` on every tile of `size` problems; `numbers` are the start, the steps, and how many problems there
-        are: a tile behind them takes no steps. `out` has the scalars and the dtype of each result."""
+        """`compute` on every tile of `size` problems; `numbers` are the start, the steps, how many problems there are,
+        and the end: a tile behind them takes no steps. `out` has the scalars and the dtype of each result."""
         call = self.call(self.body(compute, len(own), len(shared)), own, shared, out, size)
         results = call(numbers, zero, *(self.laid(leaf, size) for leaf in own), *shared)
         return [leaf.reshape(leaf.shape[0], size) for leaf in results]
@@ -84,6 +86,7 @@ class Target:
             given = Arguments(
                 numbers[0],
                 jnp.where(some, numbers[1], 0),
+                jnp.where(some, numbers[3], numbers[0]),
                 self.full(zero[0]),
                 [Leaf(partial(self.read, ref), partial(self.one, ref)) for ref in mine],
                 [Leaf(partial(self.read_shared, ref), partial(self.one_shared, ref)) for ref in common],
