@@ -109,7 +109,7 @@ def descent(platform: str, loss: Any, inputs: Any, flags: Any, rule: Any, kernel
 
 
 def until(platform: str, loss: Any, inputs: Any, flags: Any, rule: Any, stop: Any) -> Any:
-    """The compiled kernel of a batch with a stop rule."""
+    """The compiled program of a batch with a stop rule."""
     import jax
 
     from gdjax.batch import problem_shapes
@@ -119,15 +119,15 @@ def until(platform: str, loss: Any, inputs: Any, flags: Any, rule: Any, stop: An
     from gdjax.engine.targets import TARGETS
     from gdjax.plan import Plan
 
-    program = Program(loss, rule, stop)
+    program, count = Program(loss, rule, stop), inputs.weights.shape[0]
     weights, _, data, hyper = problem_shapes(inputs, flags)
     state = jax.eval_shape(program.init, weights, data, hyper)
     lane = jax.eval_shape(program.begin, weights, state, jax.ShapeDtypeStruct((), "int32"), data)
-    seated = jax.tree.map(lambda s: jax.ShapeDtypeStruct((N, *s.shape), s.dtype), lane)
+    seated = jax.tree.map(lambda s: jax.ShapeDtypeStruct((count, *s.shape), s.dtype), lane)
     running = refill.Running(seated, inputs.data, inputs.hyper)
     own = refill.Running(jax.tree.map(lambda _: True, lane), flags.data, flags.hyper)
     tile = registers.TILES[refill.finish](TARGETS[platform])
-    return compile_block(tile, program, Plan("registers", N), running, own, [DEVICES[platform]])
+    return compile_block(tile, program, Plan("registers", count), running, own, [DEVICES[platform]])
 
 
 def figures() -> dict[str, Any]:
@@ -160,13 +160,26 @@ def figures() -> dict[str, Any]:
             out[f"gpu {name}"] = gpu_kernel(block)
         block = until("gpu", squared, *described((16, 4)), Descent(), stop.gradient_below(1e-3))
         out["gpu 16x4 until"] = gpu_kernel(block)
+        out["gpu 16x4 waves"] = waves("gpu", squared)
     if "tpu" in DEVICES:
         shapes = (("16x4", (16, 4), True), ("16x4 shared", (16, 4), False), ("304x4", (304, 4), True))
         for name, shape, own in (*shapes, ("1000x16 shared", (1000, 16), False)):
             descent("tpu", squared, *described(shape, own), Descent(), "registers")
             programs = [text for text in written("final_bundles.txt") if ">> {" in text]
             out[f"tpu {name}"] = {"bundles": max(map(bundles, programs))}
+        out["tpu 16x4 waves"] = waves("tpu", squared)
     return out
+
+
+def waves(platform: str, loss: Any) -> dict[str, int]:
+    """Kernels and loops around them in the program of so many problems that those that run on are moved together."""
+    from gdjax import stop
+    from gdjax.rules import Descent
+
+    block = until(platform, loss, *described((16, 4), count=1 << 18), Descent(), stop.gradient_below(1e-3))
+    hlo = block.executables[0].as_text()
+    kernels = hlo.count('custom_call_target="mosaic_gpu') + hlo.count('custom_call_target="tpu_custom_call"')
+    return {"kernels": kernels, "loops": hlo.count(" while(")}
 
 
 def gpu_kernel(block: Any, chunk: int = 1) -> dict[str, Any]:

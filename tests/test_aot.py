@@ -100,6 +100,12 @@ def test_a_stop_rule_looks_around_only_every_few_steps(figures):
     assert found["talk"] > 2  # outside of the inner loop, so that what is counted there can be seen
 
 
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_large_batches_with_a_stop_rule_run_in_waves_in_one_program(figures, platform):
+    """One kernel before the loop, and the same in it, behind what moves the problems together."""
+    assert of(figures, f"{platform} 16x4 waves") == {"kernels": 2, "loops": 1}
+
+
 def test_a_little_more_than_the_registers_hold_is_read_from_the_nearest_cache(figures):
     found = of(figures, "gpu 32x8")
     assert found["launches"] == 1
