@@ -50,7 +50,7 @@ def finish(target: Target) -> Callable[..., Callable[..., Any]]:
     @by_problem
     def tile(kernel: Any, program: Program, chunk: int, flags: refill.Running, start: Any, steps: Any) -> Any:
         def run(inputs: refill.Running, count: Any) -> tuple[refill.Ended, refill.Ended]:
-            parts = Course(program, inputs, flags, chunk)
+            parts = Course(program, inputs, flags)
             zero, end = jnp.reshape(kernel.zero, 1), start + steps
 
             @jax.jit
@@ -64,7 +64,7 @@ def finish(target: Target) -> Callable[..., Callable[..., Any]]:
             if kernel.size <= WIDTH or cost > LONG * kernel.size:
                 ended = wave(inputs, count, start, steps)
             else:
-                ended = waves(wave, cost, chunk, inputs, flags, count, start, steps)
+                ended = waves(wave, cost, inputs, flags, count, start, steps)
             # A loss that is not finite at the final weights is no answer, whatever the rule said.
             status = jnp.where(jnp.isfinite(ended.loss), ended.lane["status"], jnp.int32(DIVERGED))
             result = ended._replace(lane={**ended.lane, "status": status})
@@ -84,7 +84,6 @@ def cost_of_wave(inputs: refill.Running, flags: refill.Running) -> float:
 def waves(
     wave: Callable[..., refill.Ended],
     cost: float,
-    chunk: int,
     inputs: refill.Running,
     flags: refill.Running,
     count: Any,
@@ -92,7 +91,7 @@ def waves(
     steps: Any,
 ) -> refill.Ended:
     """All problems to their ends, wave after wave; `wave(seats, count, first, updates)` leaves those `AWAY` that run
-    on after so many updates, where these are a multiple of `chunk`.
+    on after so many updates.
 
     A wave leaves lanes idle until its end, and a new one has the `cost` of so many updates of one problem: with ends
     that are spread evenly over the logarithm of the steps the two balance as in `gdjax.engine.rounds`.
@@ -101,13 +100,13 @@ def waves(
     numbers = lax.iota(jnp.int32, size)
 
     def ahead(taken: Any, left: Any, quiet: Any) -> Any:
-        """The updates of the next wave, a multiple of `chunk` but for the last."""
+        """The updates of the next wave."""
         age, lanes, doubled = (x.astype(jnp.float32) for x in (taken, left, jnp.minimum(quiet, 8)))
         lull = cost / jnp.maximum(lanes, WIDTH)
         balanced = jnp.sqrt(2 * lull * jnp.maximum(age, lull / 2))
         updates = jnp.maximum(balanced, age / SHARE) * jnp.exp2(doubled)
-        whole = jnp.clip(updates, chunk, 1 << 30).astype(jnp.int32) // chunk * chunk
-        return jnp.where(left <= WIDTH, steps - taken, jnp.minimum(whole, steps - taken))
+        some = jnp.clip(updates, 1, 1 << 30).astype(jnp.int32)
+        return jnp.where(left <= WIDTH, steps - taken, jnp.minimum(some, steps - taken))
 
     def away(ended: refill.Ended) -> Any:
         return (ended.lane["status"] == AWAY) & (numbers < count)
@@ -158,22 +157,22 @@ def entire(target: Target) -> Callable[..., Callable[..., Any]]:
 
 
 class Course:
-    """One problem's way to where its rule holds, traced: first passes of `chunk` updates taken blindly, after which is
-    looked whether anything happened, and from there one by one (as on the CPU, see `gdjax.engine.refill`)."""
+    """One problem's way to where its rule holds, traced: first strides of updates taken blindly, after which is looked
+    whether anything happened, and from there one by one (as on the CPU, see `gdjax.engine.refill`)."""
 
-    def __init__(self, program: Program, inputs: refill.Running, flags: refill.Running, chunk: int):
-        self.shapes, self.chunk = problem_shapes(inputs, flags), chunk
+    def __init__(self, program: Program, inputs: refill.Running, flags: refill.Running):
+        self.shapes = problem_shapes(inputs, flags)
         lane, data, hyper = self.shapes
         index, yes = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.dtype(bool))
         moving = moving_of(lane)
         self.mark = traced(program.mark, moving, yes)
-        self.leaps = traced(leaps(program, chunk), moving, index, data, hyper)
+        self.leap = traced(leap(program), moving, index, data, hyper)
         self.hold = traced(program.hold, moving, index, moving, index)
         self.runs = traced(lambda moving: finite(moving["weights"]), moving)
         self.advance = traced(program.advance, lane, index, data, hyper)
         self.length = long_axis((lane["weights"], lane["state"], hyper), data, of_jaxpr(self.advance.closed.jaxpr))
         self.report = traced(program.report, lane["weights"], data)
-        self.operations = max(1.0, of_jaxpr(self.leaps.closed.jaxpr) / chunk)
+        self.operations = max(1.0, of_jaxpr(self.leap.closed.jaxpr))
 
     def run(self, machine: Machine, given: Arguments, arrays: list[np.ndarray]) -> list[np.ndarray]:
         lane, data, hyper = split(arrays, self.shapes)
@@ -207,16 +206,16 @@ class Course:
         """The lanes where nothing has happened yet that ends their problems, each after as many strides as it bore; in
         a wave before the last, those to which nothing happened at all are `AWAY`."""
         named = jax.tree.unflatten(jax.tree.structure(self.shapes[0]), lane)
-        seats, index, chunk = jax.tree.leaves(moving_of(named)), named["index"], self.chunk
-        avals = self.leaps.avals
+        seats, index, status = jax.tree.leaves(moving_of(named)), named["index"], named["status"][()]
+        avals = self.leap.avals
         held_avals = [*avals, jax.ShapeDtypeStruct((), np.int32)]
         varies = [True] * (len(avals) + 1) + [False] * len(rest)
-        status = named["status"][()]
+        number = lambda n: machine.number(n)[()]  # noqa: E731
         # Those that a run before this one has taken further than others go one by one.
-        fresh = ((status == RUNNING) | (status == AWAY)) & (index[()] <= machine.number(given.start)[()])
+        fresh = ((status == RUNNING) | (status == AWAY)) & (index[()] <= number(given.start))
 
         def after(updates: Any) -> np.ndarray:
-            return row([index[()] + machine.number(updates)[()]]).reshape(())
+            return row([index[()] + number(updates)]).reshape(())
 
         def running(moving: Any) -> Any:
             (runs,) = machine.run(self.runs, machine.unpack(moving, avals))
@@ -224,14 +223,14 @@ class Course:
 
         def stride(carry: Any) -> Any:
             _, taken, moving, held = carry
-            grown = jnp.clip(lax.div(taken, jnp.int32(refill.PATIENCE * chunk)), 1, max(1, refill.LONGEST // chunk))
-            passes = jnp.minimum(grown, lax.div(most - taken, jnp.int32(chunk)))
+            grown = jnp.clip(lax.div(taken, jnp.int32(refill.PATIENCE)), 1, refill.LONGEST)
+            updates = jnp.minimum(grown, most - taken)
 
-            def once(number: Any, moving: Any) -> Any:
-                given_now = [*machine.unpack(moving, avals), after(taken + number * chunk), *rest]
-                return machine.pack(machine.run(self.leaps, given_now, varies), avals)
+            def once(update: Any, moving: Any) -> Any:
+                now = [*machine.unpack(moving, avals), after(taken + update), *rest]
+                return machine.pack(machine.run(self.leap, now, varies), avals)
 
-            moving, taken = lax.fori_loop(0, passes, once, moving), taken + passes * chunk
+            moving, taken = lax.fori_loop(0, updates, once, moving), taken + updates
             both = [*machine.unpack(held, held_avals), *machine.unpack(moving, avals), after(taken)]
             return running(moving), taken, moving, machine.pack(machine.run(self.hold, both), held_avals)
 
@@ -239,7 +238,7 @@ class Course:
         most = given.steps - (given.start + given.steps == given.end).astype(jnp.int32)
 
         def going(carry: Any) -> Any:
-            return (carry[0] > 0) & (carry[1] + chunk <= most)
+            return (carry[0] > 0) & (carry[1] < most)
 
         moving = machine.pack(machine.run(self.mark, [*seats, row([fresh]).reshape(())]), avals)
         begun = running(moving), jnp.int32(0), moving, machine.pack([*seats, index], held_avals)
@@ -247,7 +246,6 @@ class Course:
         held = machine.unpack(held, held_avals)
         kept = jax.tree.unflatten(jax.tree.structure(moving_of(named)), held[:-1])
         (runs,) = machine.run(self.runs, machine.unpack(moving, avals))
-        number = lambda n: machine.number(n)[()]  # noqa: E731
         on = runs[()] & (number(given.start + given.steps) < number(given.end))
         awake = lax.select(status == AWAY, number(np.int32(RUNNING)), status)
         status = row([lax.select(on, number(np.int32(AWAY)), awake)]).reshape(())
@@ -259,13 +257,10 @@ def moving_of(lane: dict[str, Any]) -> dict[str, Any]:
     return {name: lane[name] for name in MOVING}
 
 
-def leaps(program: Program, chunk: int) -> Callable[..., Any]:
-    """The function that takes `chunk` updates blindly and marks what may have ended on the way."""
+def leap(program: Program) -> Callable[..., Any]:
+    """The function that takes an update blindly and marks a problem that ended before it."""
 
-    def several(moving: Any, index: Any, data: Any, hyper: Any) -> Any:
-        noted = None
-        for step in range(chunk):
-            moving, noted = program.leap(moving, index + jnp.int32(step), noted, data, hyper)
-        return program.stay(moving, noted, alone=chunk == 1)
+    def one(moving: Any, index: Any, data: Any, hyper: Any) -> Any:
+        return program.stay_after_one(*program.leap(moving, index, None, data, hyper))
 
-    return several
+    return one
