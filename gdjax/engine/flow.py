@@ -134,21 +134,26 @@ def flow(
 
     def once(state: Flow) -> Flow:
         state = when(jnp.all(state.names == NOBODY), seated, state)
-        seats, flowing = state.seats, flows(state)
-        age = (total((seats.lane["index"] - start).astype(jnp.float32)) / size).astype(jnp.int32)
-        lane, left = held_back(seats.lane, start + steps, last)
-        ahead = jnp.minimum(jnp.clip(age // SHARE, max(fewest, last), most), left) // stride * stride
-        ahead = jnp.where(flowing, ahead, 0)
-        lane, gone = sprinting(kernel, program, chunk, flags, seats._replace(lane=lane), age, ahead)
+        flowing = flows(state)
+        state = when(flowing, sprinted, state)
+        lane = state.seats.lane
         away = ~flowing & (lane["status"] == RUNNING)
         lane = {**lane, "status": jnp.where(away, jnp.int32(AWAY), lane["status"])}
-        state = state._replace(seats=seats._replace(lane=lane), spent=state.spent + gone)
+        state = state._replace(seats=state.seats._replace(lane=lane))
         leaving = lane["status"] != RUNNING
         together = jnp.all(leaving & (state.names == state.names[0] + numbers)) & (state.names[0] != NOBODY)
         some = ((total(leaving.astype(jnp.int32)) >= size // FEW) & (state.taken < count)) | ~flowing
         if length > size:
             state = when(some & ~together, lambda state: exchanged(state, leaving), state)
         return when(together, closed, state)
+
+    def sprinted(state: Flow) -> Flow:
+        seats = state.seats
+        age = (total((seats.lane["index"] - start).astype(jnp.float32)) / size).astype(jnp.int32)
+        lane, left = held_back(seats.lane, start + steps, last)
+        ahead = jnp.minimum(jnp.clip(age // SHARE, max(fewest, last), most), left) // stride * stride
+        lane, gone = sprinting(kernel, program, chunk, flags, seats._replace(lane=lane), age, ahead)
+        return state._replace(seats=seats._replace(lane=lane), spent=state.spent + gone)
 
     def seated(state: Flow) -> Flow:
         """A tile of neighbours in the lanes: the next, or the first of those that are open."""
