@@ -273,21 +273,22 @@ class Session(Blocks):
         if lane is None:
             inputs = refill.Start(batch.weights, rule_state[0], batch.data, batch.hyper)
             flags = refill.Start(own(batch.weights), rule_state[1], batch.data_flags, batch.hyper_flags)
+            if self.masks(job, inputs, flags, batch.count) and not job.every and job.watch is None:
+                return run("entire", inputs, flags, batch.count, start, steps), ran["entire"], steps, None
             if self.flows(job):
                 return rounds.flowing(run, "fresh", inputs, flags, batch.count, start, steps), ran["fresh"], steps, None
-            if self.masked(job.plan) and not job.every and job.watch is None:
-                return run("entire", inputs, flags, batch.count, start, steps), ran["entire"], steps, None
             lane = run("begin", inputs, flags, batch.count, start, 0)
         lane_flags = refill.Running(own(lane), batch.data_flags, batch.hyper_flags)
         seated = refill.Running(lane, batch.data, batch.hyper)
+        masks = self.masks(job, seated, lane_flags, batch.count)
         if job.every:
             ended, steps, record = history.recorded(run, seated, lane_flags, start, steps, job.every, job.watch)
-        elif self.masked(job.plan) and job.watch is not None:
+        elif masks and job.watch is not None:
             ended, steps = rounds.slices(run, seated, lane_flags, start, steps, job.watch)
+        elif self.program.stop is None or masks:
+            ended = run("finish", seated, lane_flags, batch.count, start, steps)
         elif self.flows(job):
             ended = rounds.flowing(run, "through", seated, lane_flags, batch.count, start, steps)
-        elif self.program.stop is None or self.masked(job.plan):
-            ended = run("finish", seated, lane_flags, batch.count, start, steps)
         else:
             stride = refill.stride_of(self.block(refill.sprint, seated, lane_flags, batch.count, job.plan).plan.chunk)
             kind = self.kind(seated, lane_flags)
@@ -299,6 +300,14 @@ class Session(Blocks):
         if job.watch is not None:
             job.watch.settle(ended.lane["status"])
         return ended, next(ran[name] for name in ("through", "sprint", "rows", "finish") if name in ran), steps, record
+
+    def masks(self, job: Job, inputs: Any, flags: Any, count: int) -> bool:
+        """Whether all problems run in one loop to their ends: on the CPU where one tile of vectors holds them. There
+        nobody waits for a lane, and an update taken blindly costs them as much as one that is looked at."""
+        if self.masked(job.plan) or not self.flows(job):
+            return self.masked(job.plan)
+        plan = job.plan or plans.refill(self.kind(inputs, flags), self.devices[0], self.share(count))
+        return plan.chunk == 1 and count <= plan.tile
 
     def flows(self, job: Job) -> bool:
         """Whether problems with a stop rule change places in one program: see `gdjax.engine.flow`."""

@@ -224,16 +224,88 @@ def test_whole_tiles_of_neighbours_change_places(count):
         assert same_bits(answers(alone), pick(answers(together), [one]))
 
 
-def test_all_that_leave_at_once_need_not_be_neighbours():
-    """Every other lane is left early and taken by a problem that ends together with those that stayed."""
-    needed = np.array(2 * ([240, 100] * 16 + [100] * 16 + [240] * 80))  # one half for each of two workers
+def alike(count):
+    """The same vector problem over and over, apart from the rates: in every fifth tile a few diverge, in one all."""
+    rates = np.full(count, 0.1, np.float32)
+    rates[7::160], rates[64:96] = 1e3, 1e4
+    w, x, t = (np.repeat(leaf[:1], count, axis=0) for leaf in (W, X, T))
+    return w, (x, t), rates
+
+
+@pytest.mark.parametrize("count", [32, 64, 320, 333])
+def test_vectors_that_are_all_alike_end_in_their_lanes(count, caplog):
+    """The masked loop that one problem runs through is the judge; a run that goes on finds some at their ends."""
+    w, data, rates = alike(count)
+    options = {"learning_rate": rates, "stop": stop.gradient_below(0.02)}
+
+    def squared(w, x, t):
+        return 0.5 * jnp.mean((x @ w - t) ** 2)
+
+    with caplog.at_level(logging.INFO, "gdjax"):
+        out = gdjax.minimize(squared, w, data, steps=400, plan=Plan("lanes", 32, 16), **options)
+    status, steps = np.asarray(out.status), np.asarray(out.steps)
+    told = [record.args for record in caplog.records if "lanes went" in record.msg]
+    # Each takes those of the stride in which it ends once more.
+    assert [taken for _, taken in told] == ([steps.sum()] if count > 32 else [])  # one tile runs in a masked loop
+    assert all(steps.sum() + 2 * count <= spent < (count + 32) * (steps.max() + 16) for spent, _ in told)
+    assert np.all((status == gdjax.Status.CONVERGED) == (rates == np.float32(0.1)))
+    for rate in np.unique(rates):
+        some = np.flatnonzero(rates == rate)
+        options = {"learning_rate": rate, "stop": stop.gradient_below(0.02)}
+        alone = gdjax.minimize(squared, w[:1], pick(data, [0]), steps=400, **options)
+        assert steps[some[0]] > 5
+        assert same_bits(pick(answers(out), some), pick(answers(alone), np.zeros(len(some), int)))
+    for first in (3, 60):
+        options = {"learning_rate": rates, "stop": stop.gradient_below(0.02), "plan": Plan("lanes", 32, 16)}
+        begun = gdjax.minimize(squared, w, data, steps=first, **options)
+        again = gdjax.minimize(squared, begun.weights, data, steps=400 - first, resume=begun.state, **options)
+        assert same_bits(answers(again), answers(out))
+
+
+def test_problems_just_seated_are_not_left(leaving, monkeypatch):
+    """Four of them have the last tile for themselves, and need no more updates than the others."""
+    came = collections.Counter()
+    monkeypatch.setitem(TILES, "through", counted(TILES["through"], came))
+    w, (x, t), _ = alike(100)
+    options = {"learning_rate": 0.1, "steps": 400, "stop": stop.gradient_below(0.1), "plan": SMALL}
+    out = gdjax.minimize(lambda w, x, t: 0.5 * jnp.mean((x @ w - t) ** 2), w, (x, t), **options)
+    assert 0 < out.steps.max() < 32
+    assert not came
+
+
+def test_one_that_is_left_while_its_loss_is_infinite_goes_on(leaving, monkeypatch):
+    """Its gradient is a number, and an update later its loss may be one."""
+    came = collections.Counter()
+    monkeypatch.setitem(TILES, "through", counted(TILES["through"], came))
+    w, x = np.full(128, 1e-3, np.float32), np.full(128, 0.1, np.float32)
+    w[5::64] = 1e25
+    given = {"learning_rate": 0.5, "steps": 20_000, "stop": stop.gradient_below(1e-4)}
+    out = gdjax.minimize(kernel.squared_loss, w, (x, np.zeros_like(x)), plan=Plan("lanes", 32, 4, 4), **given)
+    assert came["engine"] > 0
+    assert set(np.asarray(out.status)) == {gdjax.Status.CONVERGED}
+    alone = gdjax.minimize(kernel.squared_loss, w[5:6], (x[5:6], np.zeros(1, np.float32)), **given)
+    assert alone.steps[0] > 10_000
+    assert same_bits(answers(alone), pick(answers(out), [5]))
+
+
+HALVES = {
+    "every other lane": [240, 100] * 16 + [100] * 16 + [240] * 80,
+    "the first lanes": [100] * 4 + [600] * 28 + [100] * 4 + [400] * 4 + [200] * 28 + [100] * 60,
+}
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_all_that_leave_at_once_need_not_be_neighbours(half):
+    """Some lanes are left early and taken by problems that end together with those that stayed. In the second case all
+    are neighbours then, of two tiles, and in the end fewer are left than a tile has."""
+    needed = np.array(2 * HALVES[half])  # one half for each of two workers
     count = len(needed)
     x, answer = RNG.uniform(0.5, 1, count), RNG.uniform(-0.5, 0.5, count)
     rate = (1 - 1e-3 ** (1 / needed)) / x**2
     w, t, rate, x = (a.astype(np.float32) for a in (answer + 1 / x**2, x * answer, rate, x))
     options = {"steps": 1000, "stop": stop.gradient_below(1e-3)}
     together = gdjax.minimize(
-        kernel.squared_loss, w, (x, t), learning_rate=rate, plan=Plan("lanes", 32, 16, 4), **options
+        kernel.squared_loss, w, (x, t), learning_rate=rate, plan=Plan("lanes", 32, 4, 4), **options
     )
     assert np.abs(np.asarray(together.steps) - needed).max() <= 2
     for one in range(0, count, 5):

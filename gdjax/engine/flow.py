@@ -20,7 +20,7 @@ from jax import lax
 from gdjax.engine import refill
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import AWAY, RUNNING, WAITING, Program
-from gdjax.engine.refill import Running, Start, sprinting, stride_of
+from gdjax.engine.refill import Ended, Running, Start, finishing, sprinting, stride_of
 from gdjax.engine.tile import by_problem, following, inward, outward, over_tiles, total
 
 GROUP = 32
@@ -54,26 +54,32 @@ class Passed(NamedTuple):
     spent: Any
 
 
+class Flow(NamedTuple):
+    """Problems on their way through the lanes of one tile."""
+
+    seats: Running
+    names: Any
+    """Which problem has which lane; `NOBODY`: it is empty."""
+
+    spent: Any
+    """For how many updates each has had its lane."""
+
+    taken: Any
+    """How many have been seated."""
+
+    open: Any
+    """For every tile of neighbours whether some of them are still to be taken to their ends."""
+
+    passed: Passed
+
+
 @by_problem
 def through(kernel: Kernel, program: Program, chunk: int, flags: Running, start: Any, steps: Any) -> Run:
     """Problems to their ends: `run(inputs, count)` takes the first `count` of a block."""
 
     def run(inputs: Running, count: Any) -> tuple[Any, Any]:
-        size = kernel.size
-        lanes, spent = flow(kernel, program, chunk, flags, start, steps, inputs, count)
-        last = refill.finish(kernel, program, chunk, flags, start, steps)
-        own: list[Any] = []
-
-        def noted(some: Running) -> tuple[Any, Any]:
-            ended, ended_own = last(some)
-            own.append(ended_own)
-            return ended, ended_own
-
-        tiles = inputs.lane["index"].shape[0] // size
-        used = (count + size - 1) // size
-        ended = over_tiles(noted, size, tiles, inputs._replace(lane=lanes), flags, used)
-        last_ones = ended.lane["index"] - lanes["index"]
-        return Passed(ended, spent + last_ones), Passed(own[0], True)
+        passed = flow(kernel, program, chunk, flags, start, steps, inputs, count)
+        return passed, jax.tree.map(lambda _: True, passed)
 
     return run
 
@@ -107,86 +113,113 @@ def flow(
     steps: Any,
     inputs: Running,
     count: Any,
-) -> tuple[dict[str, Any], Any]:
-    """The lanes of all problems of a block, in their places, where the first `count` wait or have been left `AWAY`; and
-    for how many updates each had its lane."""
+) -> Passed:
+    """The first `count` problems of a block at their ends, each in its place, or `AWAY`.
+
+    A tile of neighbours that all wait is taken to its end in its lanes. Those that have changed places wait in theirs
+    until all are there; then each tile that is still open takes the lanes once more.
+    """
     size, stride, (fewest, most) = kernel.size, stride_of(chunk), SPRINT if chunk == 1 else LIGHT_SPRINT
     last = max(LAST, stride)
     leaves = zip(jax.tree.leaves(inputs), jax.tree.leaves(flags), strict=True)
     each = sum(leaf.size // len(leaf) for leaf, own in leaves if own)
-    spending = flags._replace(lane={**flags.lane, "spent": True})
+    length = inputs.lane["index"].shape[0]
+    numbers, tiles = lax.iota(jnp.int32, size), size * lax.iota(jnp.int32, length // size)
 
-    def going(state: Any) -> Any:
-        seats, names, taken, _ = state
-        running = (seats.lane["status"] == RUNNING) & (names != NOBODY)
+    def flows(state: Flow) -> Any:
+        running = state.seats.lane["status"] == RUNNING
         few = jnp.where(count <= max(size, ALONE // each), 0, size // 2)
-        return (taken < count) | (total(running.astype(jnp.int32)) > few)
+        young = running & (state.spent < fewest)
+        return (state.taken < count) | (total(running.astype(jnp.int32)) > few) | jnp.any(young)
 
-    def once(state: Any) -> Any:
-        seats, names, taken, lanes = state
+    def once(state: Flow) -> Flow:
+        state = when(jnp.all(state.names == NOBODY), seated, state)
+        flowing = flows(state)
+        state = when(flowing, sprinted, state)
+        lane = state.seats.lane
+        away = ~flowing & (lane["status"] == RUNNING)
+        lane = {**lane, "status": jnp.where(away, jnp.int32(AWAY), lane["status"])}
+        state = state._replace(seats=state.seats._replace(lane=lane))
+        leaving = lane["status"] != RUNNING
+        together = jnp.all(leaving & (state.names == state.names[0] + numbers)) & (state.names[0] != NOBODY)
+        some = ((total(leaving.astype(jnp.int32)) >= size // FEW) & (state.taken < count)) | ~flowing
+        if length > size:
+            state = when(some & ~together, lambda state: exchanged(state, leaving), state)
+        return when(together, closed, state)
+
+    def sprinted(state: Flow) -> Flow:
+        seats = state.seats
         age = (total((seats.lane["index"] - start).astype(jnp.float32)) / size).astype(jnp.int32)
-        lane = {name: leaf for name, leaf in seats.lane.items() if name != "spent"}
-        lane, left = held_back(lane, start + steps, last)
+        lane, left = held_back(seats.lane, start + steps, last)
         ahead = jnp.minimum(jnp.clip(age // SHARE, max(fewest, last), most), left) // stride * stride
         lane, gone = sprinting(kernel, program, chunk, flags, seats._replace(lane=lane), age, ahead)
-        seats = seats._replace(lane={**lane, "spent": seats.lane["spent"] + gone})
-        leaving = seats.lane["status"] != RUNNING
-        some = (total(leaving.astype(jnp.int32)) >= size // FEW) & (taken < count)
-        return when(some, lambda state: exchange(state, leaving), (seats, names, taken, lanes))
+        return state._replace(seats=seats._replace(lane=lane), spent=state.spent + gone)
 
-    def exchange(state: Any, leaving: Any) -> Any:
-        """The problems in the lanes that are `leaving` put back into their places, and others seated: all together
-        where a whole tile of neighbours leaves for another."""
-        _, names, taken, _ = state
-        together = jnp.all(leaving & (names == names[0] + numbers)) & (names[0] != NOBODY) & (taken + size <= count)
-        state = when(together, exchange_all, state)
-        return when(~together, lambda state: exchange_some(state, leaving), state)
+    def seated(state: Flow) -> Flow:
+        """A tile of neighbours in the lanes: the next, or the first of those that are open."""
+        still = jnp.min(jnp.where(state.open, tiles, length - size))
+        first = jnp.where(state.taken < count, jnp.minimum(state.taken, length - size), still)
+        source = (inputs._replace(lane=state.passed.ended.lane), state.passed.spent)
+        seats, spent = inward(kernel, following(source, (flags, True), size, first), (flags, True))
+        taken = jnp.where(state.taken < count, jnp.minimum(first + size, count), state.taken)
+        return state._replace(seats=seats, names=first + numbers, spent=spent, taken=taken)
 
-    def exchange_all(state: Any) -> Any:
-        seats, names, taken, lanes = state
-        back = outward(kernel, seats.lane, spending.lane)
-        lanes = jax.tree.map(lambda into, leaf: lax.dynamic_update_slice_in_dim(into, leaf, names[0], 0), lanes, back)
-        seats = inward(kernel, following(inputs._replace(lane=lanes), spending, size, taken), spending)
-        return seats, taken + numbers, taken + size, lanes
+    def closed(state: Flow) -> Flow:
+        """A tile of neighbours taken to their ends and put back into their places."""
+        first, before = state.names[0], state.seats.lane["index"]
+        out, own = finishing(kernel, program, chunk, flags, state.seats, start, steps)
+        spent = state.spent + (out.lane["index"] - before)
+        passed = jax.tree.map(
+            lambda into, leaf: lax.dynamic_update_slice_in_dim(into, leaf, first, 0, allow_negative_indices=False),
+            state.passed,
+            outward(kernel, Passed(out, spent), Passed(own, True)),
+        )
+        names, still = jnp.full_like(state.names, NOBODY), state.open & (tiles != first)
+        return state._replace(names=names, open=still, passed=passed)
 
-    def exchange_some(state: Any, leaving: Any) -> Any:
-        seats, names, taken, lanes = state
+    def exchanged(state: Flow, leaving: Any) -> Flow:
+        """The problems in the lanes that are `leaving` put back into their places, and others seated."""
+        names, lanes, spent = state.names, state.passed.ended.lane, state.passed.spent
         leaving = leaving & (names != NOBODY)
 
         def back(number: Any, lanes: Any) -> Any:
-            name = entry(names, number)
-            return jax.tree.map(lambda into, leaf: put(into, 0, name, leaf, leaf.ndim - 1, number), lanes, seats.lane)
+            name, here = entry(names, number), (state.seats.lane, state.spent)
+            return jax.tree.map(lambda into, leaf: put(into, 0, name, leaf, leaf.ndim - 1, number), lanes, here)
 
         def forth(number: Any, state: Any) -> Any:
-            seats, names, taken = state
+            here, names, taken = state
             name = jnp.where(taken < count, taken, NOBODY)
             names = lax.dynamic_update_slice_in_dim(names, name[None], number, 0)
-            seats = when(taken < count, lambda seats: seated(seats, number, name), seats)
-            return seats, names, jnp.minimum(taken + 1, count)
+            here = when(taken < count, lambda here: seated_at(here, number, name), here)
+            return here, names, jnp.minimum(taken + 1, count)
 
-        def seated(seats: Running, number: Any, name: Any) -> Running:
-            source = inputs._replace(lane=lanes)
+        def seated_at(here: Any, number: Any, name: Any) -> Any:
             return jax.tree.map(
                 lambda into, leaf, own: put(into, into.ndim - 1, number, leaf, 0, name) if own else into,
-                seats,
-                source,
-                spending,
+                here,
+                (inputs._replace(lane=lanes), spent),
+                (flags, True),
             )
 
         # First all go, then all come: what is both read and written in one loop, XLA copies at every turn.
-        lanes = for_each(leaving, back, lanes)
-        return *for_each(leaving, forth, (seats, names, taken)), lanes
+        lanes, spent = for_each(leaving, back, (lanes, spent))
+        here = (state.seats, state.spent), names, state.taken
+        (seats, own_spent), names, taken = for_each(leaving, forth, here)
+        passed = state.passed._replace(ended=state.passed.ended._replace(lane=lanes), spent=spent)
+        return state._replace(seats=seats, names=names, spent=own_spent, taken=taken, passed=passed)
 
+    def empty(leaf: Any, own: bool) -> Any:
+        return jnp.zeros((*leaf.shape[1:], size), leaf.dtype) if own else leaf
+
+    padding = lax.iota(jnp.int32, length) >= count
     awake = jnp.where(inputs.lane["status"] == AWAY, jnp.int32(RUNNING), inputs.lane["status"])
-    lanes = {**inputs.lane, "status": awake, "spent": jnp.zeros_like(awake)}
-    numbers = lax.iota(jnp.int32, size)
-    names = jnp.where(numbers < count, numbers, NOBODY)
-    seats = inward(kernel, following(inputs._replace(lane=lanes), spending, size, 0), spending)
-    state = lax.while_loop(going, once, (seats, names, jnp.minimum(size, count), lanes))
-    lanes = exchange(state, jnp.ones((size,), bool))[3]
-    status, spent = lanes["status"], lanes.pop("spent")
-    padding = lax.iota(jnp.int32, status.shape[0]) >= count
-    return {**lanes, "status": jnp.where((status == RUNNING) | padding, jnp.int32(AWAY), status)}, spent
+    lanes = {**inputs.lane, "status": jnp.where(padding, jnp.int32(AWAY), awake)}
+    none = jnp.zeros((length,), jnp.int32)
+    seats = jax.tree.map(empty, Running(lanes, inputs.data, inputs.hyper), flags)
+    report = kernel.trace(program.report, (seats.lane["weights"], seats.data), (flags.lane["weights"], flags.data))[0]
+    passed = Passed(Ended(lanes, *(jnp.zeros((length,), figure.dtype) for figure in report.out_avals)), none)
+    state = Flow(seats, jnp.full((size,), NOBODY, jnp.int32), none[:size], jnp.int32(0), tiles < count, passed)
+    return lax.while_loop(lambda state: jnp.any(state.open), once, state).passed
 
 
 def held_back(lane: dict[str, Any], end: Any, last: int) -> tuple[dict[str, Any], Any]:

@@ -17,7 +17,7 @@ from jax import lax
 
 from gdjax.engine.joint import joint
 from gdjax.engine.kernels import Kernel
-from gdjax.engine.program import DIVERGED, MOVING, RUNNING, WAITING, Program, finite
+from gdjax.engine.program import AWAY, DIVERGED, MOVING, RUNNING, WAITING, Program, finite
 from gdjax.engine.tile import inward, outward, settle, total
 
 
@@ -199,32 +199,38 @@ def finish(kernel: Kernel, program: Program, chunk: int, flags: Running, start: 
     `start`."""
 
     def run(inputs: Running) -> tuple[Any, Any]:
-        lane, data, hyper = inward(kernel, inputs, flags)
-        awake = jnp.where(lane["status"] == WAITING, jnp.int32(RUNNING), lane["status"])
-        lane = {**lane, "status": awake}
-        rest, rest_flags = (start + steps, data, hyper), (False, flags.data, flags.hyper)
-        carry, carry_flags = settle(kernel, program.advance, (lane,), (flags.lane,), rest, rest_flags)
-
-        def one(_: Any, carry: Any) -> Any:
-            out, out_flags = kernel.call(program.advance, (*carry, *rest), (*carry_flags, *rest_flags), carried=1)
-            return kernel.spread((out,), (out_flags,), carry_flags)
-
-        def running(carry: Any) -> Any:
-            return jnp.any(carry[0]["status"] == RUNNING)
-
-        several = LAST_STEPS if chunk == 1 else LAST_LIGHT_STEPS
-        (lane,) = lax.while_loop(running, lambda carry: lax.fori_loop(0, several, one, carry), carry)
-        own = carry_flags[0]
-        report, report_flags = kernel.call(
-            program.report, (lane["weights"], data), (own["weights"], flags.data), carried=1
-        )
-        loss, norm = kernel.spread(report, report_flags, (True, True))
-        # A loss that is not finite at the final weights is no answer, whatever the rule said.
-        lane = {**lane, "status": jnp.where(jnp.isfinite(loss), lane["status"], jnp.int32(DIVERGED))}
-        out, out_flags = Ended(lane, loss, norm), Ended(own, True, True)
-        return outward(kernel, out, out_flags), out_flags
+        out, own = finishing(kernel, program, chunk, flags, inward(kernel, inputs, flags), start, steps)
+        return outward(kernel, out, own), own
 
     return run
+
+
+def finishing(
+    kernel: Kernel, program: Program, chunk: int, flags: Running, seats: Running, start: Any, steps: Any
+) -> tuple[Ended, Ended]:
+    """The same for lanes in the kernel's layout, as `seats` are: how they ended, and its flags."""
+    lane, data, hyper = seats
+    awake = jnp.where(lane["status"] == WAITING, jnp.int32(RUNNING), lane["status"])
+    lane = {**lane, "status": awake}
+    rest, rest_flags = (start + steps, data, hyper), (False, flags.data, flags.hyper)
+    carry, carry_flags = settle(kernel, program.advance, (lane,), (flags.lane,), rest, rest_flags)
+
+    def one(_: Any, carry: Any) -> Any:
+        out, out_flags = kernel.call(program.advance, (*carry, *rest), (*carry_flags, *rest_flags), carried=1)
+        return kernel.spread((out,), (out_flags,), carry_flags)
+
+    def running(carry: Any) -> Any:
+        return jnp.any(carry[0]["status"] == RUNNING)
+
+    several = LAST_STEPS if chunk == 1 else LAST_LIGHT_STEPS
+    (lane,) = lax.while_loop(running, lambda carry: lax.fori_loop(0, several, one, carry), carry)
+    own = carry_flags[0]
+    report, report_flags = kernel.call(program.report, (lane["weights"], data), (own["weights"], flags.data), carried=1)
+    loss, norm = kernel.spread(report, report_flags, (True, True))
+    # A loss that is not finite at the final weights is no answer, whatever the rule said.
+    answered = jnp.isfinite(loss) | (lane["status"] == AWAY)
+    lane = {**lane, "status": jnp.where(answered, lane["status"], jnp.int32(DIVERGED))}
+    return Ended(lane, loss, norm), Ended(own, True, True)
 
 
 def entire(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any, steps: Any) -> Tile:
