@@ -1,9 +1,10 @@
 """Kernels in registers earn trust before they are used, and lose it without failing a call.
 
 A problem is refused a kernel where the device has none, where it does not fit, or where an operation is missing; that
-is known before anything is compiled. A kernel that does not compile, or that fails when it runs, is given up. Before
-its first use it takes a few steps of a few problems of the batch beside the form in lanes; if they disagree by more
-than rounding explains, it is given up with a warning. Every reason is logged once and stands in `solution.plan.reason`.
+is known before anything is compiled. A kernel that does not compile, or that cannot be run, is given up. Before its
+first use it takes a few steps of a few problems of the batch beside the form in lanes; if it fails there, or they
+disagree by more than rounding explains, it is given up, in the second case with a warning. Every reason is logged once
+and stands in `solution.plan.reason`.
 """
 
 from __future__ import annotations
