@@ -21,7 +21,7 @@ from gdjax.engine import refill
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import AWAY, RUNNING, WAITING, Program
 from gdjax.engine.refill import Ended, Running, Start, finishing, sprinting, stride_of
-from gdjax.engine.tile import by_problem, following, inward, outward, over_tiles, total
+from gdjax.engine.tile import by_problem, every, following, inward, outward, over_tiles, some, total
 
 GROUP = 32
 """Lanes that are looked at together when problems change places."""
@@ -130,10 +130,10 @@ def flow(
         running = state.seats.lane["status"] == RUNNING
         few = jnp.where(count <= max(size, ALONE // each), 0, size // 2)
         young = running & (state.spent < fewest)
-        return (state.taken < count) | (total(running.astype(jnp.int32)) > few) | jnp.any(young)
+        return (state.taken < count) | (total(running.astype(jnp.int32)) > few) | some(young)
 
     def once(state: Flow) -> Flow:
-        state = when(jnp.all(state.names == NOBODY), seated, state)
+        state = when(every(state.names == NOBODY), seated, state)
         flowing = flows(state)
         state = when(flowing, sprinted, state)
         lane = state.seats.lane
@@ -141,10 +141,10 @@ def flow(
         lane = {**lane, "status": jnp.where(away, jnp.int32(AWAY), lane["status"])}
         state = state._replace(seats=state.seats._replace(lane=lane))
         leaving = lane["status"] != RUNNING
-        together = jnp.all(leaving & (state.names == state.names[0] + numbers)) & (state.names[0] != NOBODY)
-        some = ((total(leaving.astype(jnp.int32)) >= size // FEW) & (state.taken < count)) | ~flowing
+        together = every(leaving & (state.names == state.names[0] + numbers)) & (state.names[0] != NOBODY)
+        enough = ((total(leaving.astype(jnp.int32)) >= size // FEW) & (state.taken < count)) | ~flowing
         if length > size:
-            state = when(some & ~together, lambda state: exchanged(state, leaving), state)
+            state = when(enough & ~together, lambda state: exchanged(state, leaving), state)
         return when(together, closed, state)
 
     def sprinted(state: Flow) -> Flow:
@@ -219,7 +219,7 @@ def flow(
     report = kernel.trace(program.report, (seats.lane["weights"], seats.data), (flags.lane["weights"], flags.data))[0]
     passed = Passed(Ended(lanes, *(jnp.zeros((length,), figure.dtype) for figure in report.out_avals)), none)
     state = Flow(seats, jnp.full((size,), NOBODY, jnp.int32), none[:size], jnp.int32(0), tiles < count, passed)
-    return lax.while_loop(lambda state: jnp.any(state.open), once, state).passed
+    return lax.while_loop(lambda state: some(state.open), once, state).passed
 
 
 def held_back(lane: dict[str, Any], end: Any, last: int) -> tuple[dict[str, Any], Any]:
@@ -245,8 +245,8 @@ def for_each(marked: Any, function: Callable[[Any, Any], Any], state: Any) -> An
 
     def group(number: Any, state: Any) -> Any:
         first = number * GROUP
-        some = jnp.any(lax.dynamic_slice_in_dim(marked, first, GROUP))
-        return when(some, lambda state: lax.fori_loop(first, first + GROUP, lane, state), state)
+        here = some(lax.dynamic_slice_in_dim(marked, first, GROUP))
+        return when(here, lambda state: lax.fori_loop(first, first + GROUP, lane, state), state)
 
     return lax.fori_loop(0, marked.shape[0] // GROUP, group, state)
 

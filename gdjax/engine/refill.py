@@ -18,7 +18,7 @@ from jax import lax
 from gdjax.engine.joint import joint
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import AWAY, DIVERGED, MOVING, RUNNING, WAITING, Program, finite
-from gdjax.engine.tile import inward, outward, settle, total
+from gdjax.engine.tile import inward, outward, settle, some
 
 
 class Start(NamedTuple):
@@ -116,12 +116,12 @@ def sprinting(
 
     def going(carry: Any) -> Any:
         moving, _, taken = carry
-        return (taken < updates) & (total(runs(kernel, moving).astype(jnp.int32)) > 0)
+        return (taken < updates) & some(runs(kernel, moving))
 
-    def some(carry: Any) -> Any:
+    def several(carry: Any) -> Any:
         return lax.fori_loop(0, jnp.where(age + carry[2] < YOUNG, 1, PASSES_PER_CHECK), once, carry)
 
-    moving, held, taken = lax.while_loop(going, some, (moving, at_rest(seats.lane), jnp.int32(0)))
+    moving, held, taken = lax.while_loop(going, several, (moving, at_rest(seats.lane), jnp.int32(0)))
     return rest(moving, held), taken
 
 
@@ -220,7 +220,7 @@ def finishing(
         return kernel.spread((out,), (out_flags,), carry_flags)
 
     def running(carry: Any) -> Any:
-        return jnp.any(carry[0]["status"] == RUNNING)
+        return some(carry[0]["status"] == RUNNING)
 
     several = LAST_STEPS if chunk == 1 else LAST_LIGHT_STEPS
     (lane,) = lax.while_loop(running, lambda carry: lax.fori_loop(0, several, one, carry), carry)

@@ -106,6 +106,16 @@ def total(numbers: Any) -> Any:
     return jnp.sum(numbers, dtype=numbers.dtype)
 
 
+def some(flags: Any) -> Any:
+    """Whether any lane's flag is set; counted, since the CPU compiler goes through flags one by one to join them."""
+    return total(flags.astype(jnp.int32)) > 0
+
+
+def every(flags: Any) -> Any:
+    """Whether all are."""
+    return total(flags.astype(jnp.int32)) == flags.shape[0]
+
+
 def settle(
     kernel: Kernel, function: Callable[..., Any], carry: Any, flags: Any, rest: Any, rest_flags: Any
 ) -> tuple[Any, Any]:
