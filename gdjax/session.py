@@ -302,10 +302,13 @@ class Session(Blocks):
         return ended, next(ran[name] for name in ("through", "sprint", "rows", "finish") if name in ran), steps, record
 
     def masks(self, job: Job, inputs: Any, flags: Any, count: int) -> bool:
-        """Whether all problems run in one loop to their ends: on the CPU where one tile of vectors holds them. There
-        nobody waits for a lane, and an update taken blindly costs them as much as one that is looked at."""
+        """Whether all problems run in one loop to their ends: on the CPU where one tile of vectors holds them (there
+        nobody waits for a lane, and an update taken blindly costs them as much as one that is looked at), or where they
+        may take so few updates that all would be looked at."""
         if self.masked(job.plan) or not self.flows(job):
             return self.masked(job.plan)
+        if job.steps <= flow.LAST:
+            return True
         plan = job.plan or plans.refill(self.kind(inputs, flags), self.devices[0], self.share(count))
         return plan.chunk == 1 and count <= plan.tile
 

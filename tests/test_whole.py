@@ -208,6 +208,20 @@ def changes_places(plan):
     assert out.state.steps.sum() == steps.sum()
 
 
+@pytest.mark.parametrize("steps", [32, 33])
+def test_so_few_updates_that_all_are_looked_at_are_taken_in_one_loop(steps, caplog):
+    w, x, t = (RNG.uniform(0.5, 1, 300).astype(np.float32) for _ in range(3))
+    options = {"learning_rate": 0.1, "stop": stop.gradient_below(0.05), "plan": Plan("lanes", 32, 16, 4)}
+    with caplog.at_level(logging.INFO, "gdjax"):
+        out = gdjax.minimize(kernel.squared_loss, w, (x, t), steps=steps, **options)
+    flowed = any("lanes went" in record.msg for record in caplog.records)
+    assert flowed == (steps > flow.LAST)
+    assert len(np.unique(out.status)) == 2
+    longer = gdjax.minimize(kernel.squared_loss, w, (x, t), steps=200, **options)
+    ended = np.asarray(out.status) == gdjax.Status.CONVERGED
+    assert same_bits(np.asarray(out.weights)[ended], np.asarray(longer.weights)[ended])
+
+
 @pytest.mark.parametrize("count", [32, 64, 320, 333])
 def test_whole_tiles_of_neighbours_change_places(count):
     """All begin with a gradient of 1, of which an update leaves 95%: all lanes wait at the same time."""
