@@ -156,12 +156,12 @@ class Below(StopRule):
         self.name, self.figure, self.tol = name, figure, float(tol)
 
     def test(self, step: Step, memory: Any) -> tuple[Any, Any]:
-        figure = self.figure(step)
+        figure = jnp.asarray(self.figure(step))
         return figure <= jnp.asarray(self.tol, figure.dtype), memory
 
     def _watch(self, step: Step, memory: Any, noted: Any) -> tuple[Any, Any]:
         """The lowest figure so far, which is compared once for all steps; a NaN hides none before it."""
-        figure = self.figure(step)
+        figure = jnp.asarray(self.figure(step))
         if type(self).test is not Below.test or not jnp.issubdtype(figure.dtype, jnp.floating):
             return super()._watch(step, memory, noted)
         return figure if noted is None else jnp.where(figure < noted, figure, noted), memory

@@ -213,6 +213,15 @@ def test_both_rules_must_hold_at_the_same_step():
     assert set(standing(dips() & dips(1))) == {300}
 
 
+@pytest.mark.parametrize("figure", [0.5, np.float64(0.5), 0])
+def test_a_figure_may_be_a_plain_number(figure):
+    w, data = np.ones(40, np.float32), (np.ones(40, np.float32), np.zeros(40, np.float32))
+    for tol, taken in ((0.6, 0), (0.25, 0 if figure == 0 else 50)):
+        rule = stop.Below("plain", lambda step: figure, tol)
+        out = gdjax.minimize(kernel.squared_loss, w, data, learning_rate=0.1, steps=50, stop=rule, device="cpu")
+        assert set(np.asarray(out.steps)) == {taken}
+
+
 def test_a_tolerance_that_every_figure_meets_ends_at_once_unless_it_is_no_number():
     assert set(standing(dips(tol=np.inf))) == {0}
     assert standing(dips(0, np.nan, np.inf)) == AT.tolist()
