@@ -305,7 +305,7 @@ class Session(Blocks):
         """Whether all problems run in one loop to their ends: on the CPU where one tile of vectors holds them (there
         nobody waits for a lane, and an update taken blindly costs them as much as one that is looked at), or where they
         may take so few updates that all would be looked at."""
-        if self.masked(job.plan) or not self.flows(job):
+        if not self.flows(job):
             return self.masked(job.plan)
         if job.steps <= flow.LAST:
             return True

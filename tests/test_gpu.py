@@ -185,12 +185,12 @@ def test_problems_that_run_on_are_moved_together_and_keep_their_bits(device):
     count = (1 << 20) + 77
     w, x, t = (rng.uniform(-3, 3, count).astype(np.float32) for _ in range(3))
     rates = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), count)).astype(np.float32)
-    solve = lambda which: answers(  # noqa: E731
-        gdjax.minimize(
-            squared_loss, w[which], (x[which], t[which]), learning_rate=rates[which], steps=5000, device=device,
-            stop=stop.gradient_below(1e-4) | stop.loss_below(1e-12),
-        )
-    )  # fmt: skip
+    options = {"steps": 5000, "stop": stop.gradient_below(1e-4) | stop.loss_below(1e-12), "device": device}
+
+    def solve(which):
+        data = x[which], t[which]
+        return answers(gdjax.minimize(squared_loss, w[which], data, learning_rate=rates[which], **options))
+
     whole = solve(slice(None))
     assert len(np.unique(whole[3])) > 1000
     for which in (slice(0, 300), slice(700_001, 700_002), rng.permutation(count)[:5000]):

@@ -19,7 +19,7 @@ from gdjax.batch import problem_shapes
 from gdjax.engine import refill
 from gdjax.engine.kernels import ahead
 from gdjax.engine.machine import Machine, launch, long_axis, split, traced
-from gdjax.engine.program import AWAY, DIVERGED, MOVING, RUNNING, Program, finite
+from gdjax.engine.program import AWAY, DIVERGED, RUNNING, Program, finite
 from gdjax.engine.scalars import row
 from gdjax.engine.targets import Arguments, Target
 from gdjax.engine.tile import by_problem
@@ -27,7 +27,6 @@ from gdjax.work import of_jaxpr
 
 STEPS_PER_LOOK = 8
 """How often a tile asks whether any of its lanes still runs."""
-
 
 WIDTH = 1 << 14
 """Problems that a device runs side by side as fast as fewer of them: so many go to their ends in one wave."""
@@ -116,9 +115,9 @@ def waves(
 
     def once(state: Any) -> Any:
         ended, left, taken, quiet = state
-        on = away(ended)
-        to = jnp.where(on, jnp.cumsum(on.astype(jnp.int32)) - 1, size)
-        which = put(jnp.full_like(numbers, size), to, numbers)
+        on, nowhere = away(ended), size + numbers  # what is dropped has a place of its own too: no two may be the same
+        to = jnp.where(on, jnp.cumsum(on.astype(jnp.int32)) - 1, nowhere)
+        which = put(nowhere, to, numbers)
         seats = jax.tree.map(
             lambda leaf, own: jnp.take(leaf, which, axis=0, mode="clip") if own else leaf,
             inputs._replace(lane=ended.lane),
@@ -163,9 +162,8 @@ class Course:
     def __init__(self, program: Program, inputs: refill.Running, flags: refill.Running):
         self.shapes = problem_shapes(inputs, flags)
         lane, data, hyper = self.shapes
-        index, yes = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.dtype(bool))
-        moving = moving_of(lane)
-        self.mark = traced(program.mark, moving, yes)
+        moving, index = refill.at_rest(lane)
+        self.mark = traced(program.mark, moving, jax.ShapeDtypeStruct((), np.dtype(bool)))
         self.leap = traced(leap(program), moving, index, data, hyper)
         self.hold = traced(program.hold, moving, index, moving, index)
         self.runs = traced(lambda moving: finite(moving["weights"]), moving)
@@ -206,8 +204,8 @@ class Course:
         """The lanes where nothing has happened yet that ends their problems, each after as many strides as it bore; in
         a wave before the last, those to which nothing happened at all are `AWAY`."""
         named = jax.tree.unflatten(jax.tree.structure(self.shapes[0]), lane)
-        seats, index, status = jax.tree.leaves(moving_of(named)), named["index"], named["status"][()]
-        avals = self.leap.avals
+        (seats, index), status = refill.at_rest(named), named["status"][()]
+        avals, given_seats = self.leap.avals, jax.tree.leaves(seats)
         held_avals = [*avals, jax.ShapeDtypeStruct((), np.int32)]
         varies = [True] * (len(avals) + 1) + [False] * len(rest)
         number = lambda n: machine.number(n)[()]  # noqa: E731
@@ -217,9 +215,12 @@ class Course:
         def after(updates: Any) -> np.ndarray:
             return row([index[()] + number(updates)]).reshape(())
 
+        def runs(moving: Any) -> Any:
+            (each,) = machine.run(self.runs, machine.unpack(moving, avals))
+            return each[()]
+
         def running(moving: Any) -> Any:
-            (runs,) = machine.run(self.runs, machine.unpack(moving, avals))
-            return jnp.max(machine.ones(runs[()]))
+            return jnp.max(machine.ones(runs(moving)))
 
         def stride(carry: Any) -> Any:
             _, taken, moving, held = carry
@@ -240,21 +241,15 @@ class Course:
         def going(carry: Any) -> Any:
             return (carry[0] > 0) & (carry[1] < most)
 
-        moving = machine.pack(machine.run(self.mark, [*seats, row([fresh]).reshape(())]), avals)
-        begun = running(moving), jnp.int32(0), moving, machine.pack([*seats, index], held_avals)
+        moving = machine.pack(machine.run(self.mark, [*given_seats, row([fresh]).reshape(())]), avals)
+        begun = running(moving), jnp.int32(0), moving, machine.pack([*given_seats, index], held_avals)
         _, _, moving, held = lax.while_loop(going, stride, begun)
         held = machine.unpack(held, held_avals)
-        kept = jax.tree.unflatten(jax.tree.structure(moving_of(named)), held[:-1])
-        (runs,) = machine.run(self.runs, machine.unpack(moving, avals))
-        on = runs[()] & (number(given.start + given.steps) < number(given.end))
+        kept = jax.tree.unflatten(jax.tree.structure(seats), held[:-1])
+        on = runs(moving) & (number(given.start + given.steps) < number(given.end))
         awake = lax.select(status == AWAY, number(np.int32(RUNNING)), status)
         status = row([lax.select(on, number(np.int32(AWAY)), awake)]).reshape(())
         return jax.tree.leaves({**named, **kept, "index": held[-1], "status": status})
-
-
-def moving_of(lane: dict[str, Any]) -> dict[str, Any]:
-    """What of a lane an update changes."""
-    return {name: lane[name] for name in MOVING}
 
 
 def leap(program: Program) -> Callable[..., Any]:

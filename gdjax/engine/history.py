@@ -21,7 +21,7 @@ from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import RUNNING, Program, absent
 from gdjax.engine.refill import Ended, Running, Tile, at_rest, runs, striding
 from gdjax.engine.rounds import Run, closed, ends, select, write
-from gdjax.engine.tile import inward, outward
+from gdjax.engine.tile import inward, outward, some
 from gdjax.pieces import join
 from gdjax.progress import Watch
 
@@ -128,7 +128,7 @@ def rows(kernel: Kernel, program: Program, chunk: int, flags: Recording, start: 
             taken = jnp.minimum(number * every, steps)
             lane, lane_own = {**moving, "index": seated + taken}, {**own, "index": True}
             noted, noted_own = kernel.call(program.noted, (lane, inputs.data), (lane_own, flags.data), carried=1)
-            updates = jnp.where(jnp.any(runs(kernel, moving)), jnp.minimum(steps - taken, every), 0)
+            updates = jnp.where(some(runs(kernel, moving)), jnp.minimum(steps - taken, every), 0)
             after = ahead(moving, taken, updates)
             everywhere = jax.tree.map(lambda _: True, noted_own)
             return (after, hold(held, after, taken + updates)), kernel.spread(noted, noted_own, everywhere)
