@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from typing import Any
 
 import jax
@@ -44,10 +43,13 @@ class Batch:
     x64: bool
 
 
-SOUND: dict[Any, tuple[tuple[Any, ...], dict[str, bool], int, bool]] = {}
-"""What a batch is besides its arrays, by the shapes, types and places of arrays that were found to fit as they are."""
+SOUND: dict[Any, tuple[np.dtype, tuple[tuple[Any, ...], dict[str, bool], int, bool]]] = {}
+"""The dtype of the weights and what a batch is besides its arrays, by the shapes, types and places of arrays that were
+found to fit as they are."""
 
 MOST_SOUND = 256
+
+NUMBERS = (int, float)
 
 
 def prepare(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype: Any) -> Batch:
@@ -58,19 +60,30 @@ def prepare(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype:
     key = look_of(weights, data, in_axes, hyper, dtype)
     found = None if key is None else SOUND.get(key)
     if found is not None:
-        return Batch(weights, data, hyper, *found)
+        common, rest = found
+        numbers = {name: hyper_array(name, value, common) for name, value in hyper.items() if type(value) in NUMBERS}
+        return Batch(weights, data, {**hyper, **numbers}, *rest)
     batch = checked(weights, data, in_axes, hyper, dtype)
-    taken = batch.weights, batch.data, batch.hyper
-    if key is not None and all(map(operator.is_, jax.tree.leaves((weights, data, hyper)), jax.tree.leaves(taken))):
+    if key is not None and unchanged((weights, data, hyper), (batch.weights, batch.data, batch.hyper)):
         if len(SOUND) >= MOST_SOUND:
             SOUND.clear()
-        SOUND[key] = batch.data_flags, batch.hyper_flags, batch.count, batch.x64
+        common = np.result_type(*[leaf.dtype for leaf in jax.tree.leaves(batch.weights)])
+        SOUND[key] = common, (batch.data_flags, batch.hyper_flags, batch.count, batch.x64)
     return batch
 
 
+def unchanged(given: Any, taken: Any) -> bool:
+    """Whether what was taken are the arrays that were given, beside numbers."""
+    pairs = zip(jax.tree.leaves(given), jax.tree.leaves(taken), strict=True)
+    return all(one is other or type(one) in NUMBERS for one, other in pairs)
+
+
 def look_of(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype: Any) -> Any:
-    """All that `checked` looks at, as a key; None where it may look at more than the shapes and types of arrays."""
-    leaves, tree = jax.tree.flatten((weights, data, hyper))
+    """All that `checked` looks at, as a key; None where it may look at more than the shapes and types of arrays and at
+    which hyperparameters are numbers."""
+    numbers = tuple([name for name, value in hyper.items() if type(value) in NUMBERS])
+    arrays = {name: value for name, value in hyper.items() if name not in numbers}
+    leaves, tree = jax.tree.flatten((weights, data, arrays))
     plainly = type(in_axes) in (int, type(None)) and isinstance(dtype, (str, type, np.dtype, type(None)))
     if not plainly:
         return None
@@ -81,7 +94,7 @@ def look_of(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype:
         looks = tuple([(leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves])
     else:
         return None
-    return tree, looks, in_axes, dtype, jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    return tree, looks, numbers, in_axes, dtype, jax.config.jax_enable_x64  # type: ignore[attr-defined]
 
 
 def checked(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype: Any) -> Batch:
