@@ -40,6 +40,9 @@ LARGE = 1024
 """Others get tiles of this size: what a step of them reads and writes stays in the fastest cache, and some ten thousand
 problems divide evenly among the workers."""
 
+MANY = 1 << 30
+"""More problems than one block holds."""
+
 MIDDLE = 384
 """And of this size with a stop rule: the lanes of one hold twice as much."""
 
@@ -140,6 +143,8 @@ def default(kind: Kind, device: jax.Device, count: int) -> Plan:
         last, chunk = power_below(CACHE_BYTES / kind.bytes, VECTOR, SHARED_LANES if kind.shared else 1024), 1
         ladder = [(last, 1), (last, 16)]
     ladder.append((last, power_below(BLOCK_BYTES / (last * kind.bytes), 16, 4096)))
+    if count > SMALL * 8:  # several workers share the batch
+        count = -(-count // min(2, dev.workers(device)))
     fits = [(tile, tiles) for tile, tiles in ladder if tile * tiles >= count]
     return Plan("lanes", *(fits or ladder[-1:])[0], chunk)
 

@@ -40,8 +40,8 @@ TILES = {
     "finish": refill.finish,
     "entire": refill.entire,
     "rows": history.rows,
-    "fresh": flow.fresh,
-    "through": flow.through,
+    "fresh": flow.flow,
+    "through": flow.flow,
 }
 """What batches with a stop rule or a record are run through."""
 
@@ -162,7 +162,8 @@ class Session(Blocks):
         return out, out_flags.state, ran[-1].plan, steps, record
 
     def tuned(self, inputs: Any, flags: Any, count: int, steps: int, always: bool = False) -> Plan | None:
-        """The plan remembered for large batches of this kind, measured first where the run is long."""
+        """The plan remembered for large batches of this kind, measured first where the run is long. A smaller batch has
+        no larger a block than it would have without: it is copied to where the block works."""
         kind, device = self.kind(inputs, flags), self.devices[0]
         default = plans.default(kind, device, self.share(count))
         if self.refused is not None or not dev.is_host(device) or (default.tiles == 1 and not always):
@@ -173,17 +174,18 @@ class Session(Blocks):
                 name = self.tuning_name(inputs, flags)
                 whole.best, whole.recalled = tuning.recall(name), True
                 if whole.best is None and measure:
-                    whole.best = self.measured(inputs, flags, kind, default, count)
+                    whole.best = self.measured(inputs, flags, plans.default(kind, device, plans.MANY), count)
                     tuning.remember(name, whole.best)
-            return whole.best
+            best, most = whole.best, default.tile * default.tiles
+            return best and dataclasses.replace(best, tiles=min(best.tiles, max(1, most // best.tile)))
 
-    def measured(self, inputs: Any, flags: Any, kind: plans.Kind, default: Plan, count: int) -> Plan:
+    def measured(self, inputs: Any, flags: Any, default: Plan, count: int) -> Plan:
         sample, size = pick(inputs, flags, slice(SAMPLE)), min(count, SAMPLE)
 
         def run(plan: Plan) -> None:
             run_block(self.block(fixed.tile, sample, flags, size, plan), sample, flags, size, 0, SAMPLE_STEPS)
 
-        return tuning.fastest(tuning.candidates(kind, default), run)
+        return tuning.fastest(tuning.candidates(self.kind(inputs, flags), default), run)
 
     def tuning_name(self, inputs: Any, flags: Any) -> str:
         one = problem_shapes((inputs.weights, inputs.data, inputs.hyper), (flags.weights, flags.data, flags.hyper))

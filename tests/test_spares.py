@@ -49,7 +49,7 @@ def test_a_solution_stays_what_it_is_when_others_follow(count, rule):
 
 def test_arrays_are_read_where_they_lie(monkeypatch):
     """Most of a batch of several blocks, whatever multiples of 64 bytes its arrays begin behind."""
-    size, plan = 1 << 18, gdjax.Plan("lanes", 2048, 16)
+    size, plan = 1 << 19, gdjax.Plan("lanes", 2048, 44)  # a smaller block is copied to where it works
     places = [16, 48, 16]
     w, x, t = (aligned_empty((size + 16,), np.float32)[place // 4 : place // 4 + size] for place in places)
     w[:], x[:], t[:] = batch(size)[:3]

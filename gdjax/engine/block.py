@@ -33,7 +33,7 @@ ROOM = 5
 SHORT = 4e-3
 """Seconds below which a job is also tried on one worker: to give work to another takes some tenth of a millisecond."""
 
-STAGE_BYTES = 1 << 18
+STAGE_BYTES = 1 << 20
 """Most bytes of a block's inputs that are copied although they could be read where they are."""
 
 AGAIN = 32
@@ -144,17 +144,19 @@ def compile_block(
         return out
 
     shapes = problems if by_problem else like(inputs, flags, plan.tile)
-    traced = Traced(tile, shapes, number, number, real, *([number] if by_problem else []))
-    several = plan.tiles > 1 and not by_problem
-    room = like(traced.out, own[0], size) if several and on_host else ()
-    if sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(room)) <= LEAST:
-        room = ()  # small results are given away as they are
+    several, room = plan.tiles > 1 and not by_problem, ()
+    if on_host and getattr(engine, "room", None) is not None:
+        room = large(engine.room(kernel, program, flags, problems))  # type: ignore[attr-defined]
+    more = [number, *([room] if room else [])] if by_problem else []
+    traced = Traced(tile, shapes, number, number, real, *more)
+    if several and on_host:
+        room = large(like(traced.out, own[0], size))
     as_one = on_host and plan.kernel == "lanes" and can_be_whole(traced.jaxpr)
     apart: list[jax.Device] = []
 
     def block(inputs: Any, start: Any, steps: Any, used: Any, zero: Any, room: Any) -> Any:
         if by_problem:
-            return traced(inputs, start, steps, zero, used)
+            return traced(inputs, start, steps, zero, used, room)
         if not several:
             return traced(inputs, start, steps, zero)
 
@@ -215,6 +217,11 @@ def like(tree: Any, flags: Any, count: int) -> Any:
     return jax.tree.map(
         lambda leaf, own: jax.ShapeDtypeStruct((count, *leaf.shape[1:]) if own else leaf.shape, leaf.dtype), tree, flags
     )
+
+
+def large(results: Any) -> Any:
+    """Shapes and dtypes of results, or () where they are small: these are given away as they are."""
+    return results if sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(results)) > LEAST else ()
 
 
 def shape_of(leaf: Any) -> tuple[tuple[int, ...], Any]:
