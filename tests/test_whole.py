@@ -12,8 +12,11 @@ from problems import answers, pick, same_bits
 
 import gdjax
 from gdjax import Plan, device, kernel, stop
-from gdjax.engine import flow
+from gdjax.engine import flow, refill
+from gdjax.engine.kernels import KERNELS
+from gdjax.engine.program import RUNNING, Program
 from gdjax.engine.tile import by_problem
+from gdjax.rules import Descent
 from gdjax.session import SESSIONS, TILES
 
 RNG = np.random.default_rng(17)
@@ -246,11 +249,13 @@ def alike(count):
     return w, (x, t), rates
 
 
+@pytest.mark.parametrize("soon", [True, False])
 @pytest.mark.parametrize("count", [32, 64, 320, 333])
-def test_vectors_that_are_all_alike_end_in_their_lanes(count, caplog):
+def test_vectors_that_are_all_alike_end_in_their_lanes(count, soon, caplog):
     """The masked loop that one problem runs through is the judge; a run that goes on finds some at their ends."""
     w, data, rates = alike(count)
-    options = {"learning_rate": rates, "stop": stop.gradient_below(0.02)}
+    rule = stop.gradient_below(0.02 if soon else 0.002)
+    options = {"learning_rate": rates, "stop": rule}
 
     def squared(w, x, t):
         return 0.5 * jnp.mean((x @ w - t) ** 2)
@@ -259,18 +264,22 @@ def test_vectors_that_are_all_alike_end_in_their_lanes(count, caplog):
         out = gdjax.minimize(squared, w, data, steps=400, plan=Plan("lanes", 32, 16), **options)
     status, steps = np.asarray(out.status), np.asarray(out.steps)
     told = [record.args for record in caplog.records if "lanes went" in record.msg]
-    # Each takes those of the stride in which it ends once more.
     assert [taken for _, taken in told] == ([steps.sum()] if count > 32 else [])  # one tile runs in a masked loop
-    assert all(steps.sum() + 2 * count <= spent < (count + 32) * (steps.max() + 16) for spent, _ in told)
+    assert (steps.max() <= flow.LAST) == soon
+    for spent, _ in told:
+        if soon:  # all updates are looked at
+            assert spent == steps.sum()
+        else:  # each takes those of the stride in which it ends once more
+            assert steps.sum() + 2 * count <= spent < (count + 32) * (steps.max() + 16)
     assert np.all((status == gdjax.Status.CONVERGED) == (rates == np.float32(0.1)))
     for rate in np.unique(rates):
         some = np.flatnonzero(rates == rate)
-        options = {"learning_rate": rate, "stop": stop.gradient_below(0.02)}
+        options = {"learning_rate": rate, "stop": rule}
         alone = gdjax.minimize(squared, w[:1], pick(data, [0]), steps=400, **options)
         assert steps[some[0]] > 5
         assert same_bits(pick(answers(out), some), pick(answers(alone), np.zeros(len(some), int)))
     for first in (3, 60):
-        options = {"learning_rate": rates, "stop": stop.gradient_below(0.02), "plan": Plan("lanes", 32, 16)}
+        options = {"learning_rate": rates, "stop": rule, "plan": Plan("lanes", 32, 16)}
         begun = gdjax.minimize(squared, w, data, steps=first, **options)
         again = gdjax.minimize(squared, begun.weights, data, steps=400 - first, resume=begun.state, **options)
         assert same_bits(answers(again), answers(out))
@@ -302,16 +311,80 @@ def test_one_that_is_left_while_its_loss_is_infinite_goes_on(leaving, monkeypatc
     assert same_bits(answers(alone), pick(answers(out), [5]))
 
 
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_tiles_that_end_soon_between_others(chunk, caplog):
+    """After a tile of few updates the next is begun as if it were one as well, and goes on where it is none."""
+    needed = np.repeat([10, 10, 200, 20, 33, 32, 31, 500, 9, 9], 32)
+    needed[40], needed[7 * 32 :: 9] = 300, 12
+    count = len(needed)
+    x, answer = RNG.uniform(0.5, 1, count), RNG.uniform(-0.5, 0.5, count)
+    rate = (1 - 1e-3 ** (1 / needed)) / x**2
+    w, t, rate, x = (a.astype(np.float32) for a in (answer + 1 / x**2, x * answer, rate, x))
+    options = {"steps": 1000, "stop": stop.gradient_below(1e-3)}
+    with caplog.at_level(logging.INFO, "gdjax"):
+        together = gdjax.minimize(
+            kernel.squared_loss, w, (x, t), learning_rate=rate, plan=Plan("lanes", 32, 16, chunk), **options
+        )
+    spent, taken = next(record.args for record in caplog.records if "lanes went" in record.msg)
+    assert np.abs(np.asarray(together.steps) - needed).max() <= 2
+    assert taken < spent < 3 * taken
+    for one in range(0, count, 5):
+        some = slice(one, one + 1)
+        alone = gdjax.minimize(kernel.squared_loss, w[some], (x[some], t[some]), learning_rate=rate[some], **options)
+        assert same_bits(answers(alone), pick(answers(together), [one]))
+
+
+def test_a_long_tile_after_one_that_ends_soon_is_not_looked_at_to_its_end(caplog):
+    """Those that stride take the last updates once more; what is looked at is taken once."""
+    needed = np.repeat([10, 500, 10, 500], 32)  # one half for each of two workers
+    x = RNG.uniform(0.5, 1, len(needed))
+    rate = (1 - 1e-3 ** (1 / needed)) / x**2
+    w, t, rate, x = (a.astype(np.float32) for a in (1 / x**2, 0 * x, rate, x))
+    options = {"steps": 1000, "stop": stop.gradient_below(1e-3), "plan": Plan("lanes", 32, 4, 4)}
+    with caplog.at_level(logging.INFO, "gdjax"):
+        out = gdjax.minimize(kernel.squared_loss, w, (x, t), learning_rate=rate, **options)
+    spent, taken = next(record.args for record in caplog.records if "lanes went" in record.msg)
+    assert taken == np.asarray(out.steps).sum()
+    assert taken + 2 * 64 <= spent
+
+
+@pytest.mark.parametrize("count", [20, 96, 101, 128])
+def test_what_was_in_the_memory_for_results_means_nothing(count):
+    """Of a tile that is not full, problems have ended where the padding, were it to run, had long to go."""
+    program = Program(kernel.squared_loss, Descent(), stop.gradient_below(1e-4))
+    x = np.geomspace(0.3, 1, 128).astype(np.float32)
+    x[count:] = 0.05
+    inputs = refill.Start(np.ones_like(x), None, (x, np.zeros_like(x)), {"learning_rate": np.full_like(x, 0.5)})
+    flags = refill.Start(True, None, (True, True), {"learning_rate": True})
+    lanes = KERNELS["lanes"](32)
+    lanes.on_host = True
+    shapes = flow.room(lanes, program, flags, inputs)
+    filled = [jax.tree.map(lambda leaf, held=held: jnp.full(leaf.shape, held, leaf.dtype), shapes) for held in (0, -1)]
+    assert filled[1].ended.lane["status"][0] == RUNNING
+
+    @jax.jit
+    def run(passed):
+        return flow.flow(lanes, program, 4, flags, np.int32(0), np.int32(10_000))(inputs, np.int32(count), passed)[0]
+
+    clean, used = (jax.tree.map(lambda leaf: np.asarray(leaf)[:count], run(passed)) for passed in filled)
+    assert same_bits(jax.tree.leaves(clean), jax.tree.leaves(used))
+    assert len(np.unique(clean.ended.lane["index"])) > count // 2
+    assert clean.spent.max() < 1000  # the padding would take some thousands
+
+
 HALVES = {
     "every other lane": [240, 100] * 16 + [100] * 16 + [240] * 80,
     "the first lanes": [100] * 4 + [600] * 28 + [100] * 4 + [400] * 4 + [200] * 28 + [100] * 60,
+    "the first lanes, then whole tiles": [100] * 4 + [600] * 28 + [488] * 4 + [200] * 92,
 }
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_all_that_leave_at_once_need_not_be_neighbours(half):
-    """Some lanes are left early and taken by problems that end together with those that stayed. In the second case all
-    are neighbours then, of two tiles, and in the end fewer are left than a tile has."""
+def test_all_that_leave_at_once_need_not_be_neighbours(half, monkeypatch):
+    """Some lanes are left early and taken by problems that end together with those that stayed. In the last case whole
+    tiles come then, each of problems of two, and in the end fewer are left than a tile has."""
+    came = collections.Counter()
+    monkeypatch.setitem(TILES, "through", counted(TILES["through"], came))
     needed = np.array(2 * HALVES[half])  # one half for each of two workers
     count = len(needed)
     x, answer = RNG.uniform(0.5, 1, count), RNG.uniform(-0.5, 0.5, count)
@@ -322,6 +395,7 @@ def test_all_that_leave_at_once_need_not_be_neighbours(half):
         kernel.squared_loss, w, (x, t), learning_rate=rate, plan=Plan("lanes", 32, 4, 4), **options
     )
     assert np.abs(np.asarray(together.steps) - needed).max() <= 2
+    assert not came
     for one in range(0, count, 5):
         some = slice(one, one + 1)
         alone = gdjax.minimize(kernel.squared_loss, w[some], (x[some], t[some]), learning_rate=rate[some], **options)

@@ -1,9 +1,9 @@
 """Stop rules in one program: lanes that take the next problem as soon as theirs is done.
 
-A block of many problems runs through the lanes of one tile. Between sprints (`gdjax.engine.refill`) each lane that
-waits hands its problem back and takes the next one. When none is left and most lanes are idle, those still running
-are handed back as they are, `AWAY`, where the block is a large one: the caller puts together what many blocks have left
-and comes again.
+A block of many problems runs through the lanes of one tile. When so many lanes wait that it pays, each of them hands
+its problem back and takes the next one; a tile of neighbours that end together is taken to its end where it is, and the
+next tile comes. When none is left and most lanes are idle, those still running are handed back as they are, `AWAY`,
+where the block is a large one: the caller puts together what many blocks have left and comes again.
 
 Worth it only where a block is one function (`gdjax.engine.whole`): problems change places one by one.
 """
@@ -15,25 +15,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gdjax.engine import refill
+from gdjax.engine.inplace import entry, for_each, placed, put, when
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import AWAY, RUNNING, WAITING, Program
 from gdjax.engine.refill import Ended, Running, Start, finishing, sprinting, stride_of
-from gdjax.engine.tile import by_problem, every, following, inward, outward, over_tiles, some, total
-
-GROUP = 32
-"""Lanes that are looked at together when problems change places."""
-
-SHARE = 8
-"""A sprint takes 1/SHARE of the updates that the lanes have taken: those that wait are idle for half of it."""
+from gdjax.engine.tile import by_problem, following, inward, outward, total
 
 FEW = 8
 """Problems change places when 1/FEW of the lanes wait."""
 
-SPRINT, LIGHT_SPRINT = (32, 256), (256, 1024)
-"""Fewest and most updates in a sprint; and where several are fused: to change places costs as much as many of those."""
+SHARE = 8
+"""Neighbours who might end together are given 1/SHARE of the updates that they have taken for it."""
+
+YOUNG, LIGHT_YOUNG = 32, 256
+"""Updates for which a problem is not left `AWAY`, and neighbours are waited for; and where several are fused: to be
+moved costs as much as many of those."""
 
 LAST = 32
 """With fewer updates left before it has run all its steps, a problem takes them one by one."""
@@ -42,7 +42,7 @@ ALONE = 1 << 17
 """Numbers in a block, those of all its problems together, that is gone through to the end however few lanes still run:
 to come again for what so small a block leaves would take longer."""
 
-NOBODY = -1
+NOBODY, MANY = -1, np.float32(1 << 30)
 
 Run = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -54,6 +54,13 @@ class Passed(NamedTuple):
     spent: Any
 
 
+class Door(NamedTuple):
+    """A tile of problems, begun, that lanes take one by one as they become free."""
+
+    lane: Any
+    first: Any
+
+
 class Flow(NamedTuple):
     """Problems on their way through the lanes of one tile."""
 
@@ -61,165 +68,276 @@ class Flow(NamedTuple):
     names: Any
     """Which problem has which lane; `NOBODY`: it is empty."""
 
+    held: Any
+    """How many lanes are not empty."""
+
+    neighbours: Any
+    """Whether the lanes hold a tile of problems in their order."""
+
+    late: Any
+    """Whether so many of these have waited that others could have taken their places."""
+
     spent: Any
     """For how many updates each has had its lane."""
 
     taken: Any
     """How many have been seated."""
 
+    door: Door
+    brief: Any
+    """Whether the last tile of neighbours ended so soon that each update might as well have been looked at."""
+
     open: Any
     """For every tile of neighbours whether some of them are still to be taken to their ends."""
+
+    left: Any
+    """How many are."""
 
     passed: Passed
 
 
-@by_problem
-def through(kernel: Kernel, program: Program, chunk: int, flags: Running, start: Any, steps: Any) -> Run:
-    """Problems to their ends: `run(inputs, count)` takes the first `count` of a block."""
+Seat = Callable[[Any], Running]
+"""A tile of problems from a place in the block on as they begin, in the kernel's layout."""
 
-    def run(inputs: Running, count: Any) -> tuple[Any, Any]:
-        passed = flow(kernel, program, chunk, flags, start, steps, inputs, count)
+
+def flow(kernel: Kernel, program: Program, chunk: int, flags: Start | Running, start: Any, steps: Any) -> Run:
+    """Problems to their ends, fresh ones or such as are in their lanes: `run(inputs, count)` takes the first `count` of
+    a block. It may be given `room` for the results as well, to be written over."""
+
+    def run(inputs: Start | Running, count: Any, passed: Any = None) -> tuple[Any, Any]:
+        if passed is None:
+            shapes = room(kernel, program, flags, inputs)
+            passed = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        def seat(first: Any) -> Running:
+            return seated(kernel, program, flags, start, inputs, first)
+
+        lane = jax.tree.map(lambda _: True, passed.ended.lane)
+        seat_flags = Running(lane, flags.data, flags.hyper)
+        passed = flowed(kernel, program, chunk, seat_flags, start, steps, seat, inputs[-2:], count, passed)
         return passed, jax.tree.map(lambda _: True, passed)
 
     return run
 
 
-@by_problem
-def fresh(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any, steps: Any) -> Run:
-    """The same for a block of fresh problems, begun in the same program."""
-
-    def run(inputs: Start, count: Any) -> tuple[Any, Any]:
-        begin, size, own = refill.begin(kernel, program, chunk, flags, start, steps), kernel.size, []
-
-        def noted(some: Start) -> tuple[Any, Any]:
-            lane, lane_own = begin(some)
-            own.append(lane_own)
-            return lane, lane_own
-
-        tiles = jax.tree.leaves(inputs.weights)[0].shape[0] // size
-        lane = over_tiles(noted, size, tiles, inputs, flags, (count + size - 1) // size)
-        seats, seat_flags = Running(lane, inputs.data, inputs.hyper), Running(own[0], flags.data, flags.hyper)
-        return through(kernel, program, chunk, seat_flags, start, steps)(seats, count)
-
-    return run
+def seated(
+    kernel: Kernel, program: Program, flags: Start | Running, start: Any, inputs: Start | Running, first: Any
+) -> Running:
+    """The tile of problems from `first` on as they begin, in the kernel's layout."""
+    seats = inward(kernel, following(inputs, flags, kernel.size, first), flags)
+    if isinstance(flags, Start):
+        return Running(refill.beginning(kernel, program, flags, seats, start)[0], seats.data, seats.hyper)
+    status = seats.lane["status"]
+    awake = jnp.where(status == AWAY, jnp.int32(RUNNING), status)
+    return seats._replace(lane={**seats.lane, "status": awake})
 
 
-def flow(
+def room(kernel: Kernel, program: Program, flags: Start | Running, inputs: Start | Running) -> Passed:
+    """Shapes and dtypes of what becomes of a block of problems."""
+    length = len(jax.tree.leaves(inputs)[0])
+    figure = lambda dtype: jax.ShapeDtypeStruct((length,), dtype)  # noqa: E731
+
+    def ends(inputs: Any, zero: Any) -> Any:
+        lane, data, _ = seated(kernel, program, flags, zero, inputs, zero)
+        own = jax.tree.map(lambda _: True, lane["weights"])
+        report = kernel.trace(program.report, (lane["weights"], data), (own, flags.data))[0]
+        dtypes.extend(leaf.dtype for leaf in report.out_avals)
+        return lane
+
+    dtypes: list[Any] = []
+    lane = jax.eval_shape(ends, inputs, jax.ShapeDtypeStruct((), jnp.int32))
+    lane = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape[:-1]), leaf.dtype), lane)
+    return Passed(Ended(lane, *map(figure, dtypes)), figure(jnp.int32))
+
+
+by_problem(flow, room)
+
+
+def flowed(
     kernel: Kernel,
     program: Program,
     chunk: int,
     flags: Running,
     start: Any,
     steps: Any,
-    inputs: Running,
+    seat: Seat,
+    rest: Any,
     count: Any,
+    passed: Passed,
 ) -> Passed:
-    """The first `count` problems of a block at their ends, each in its place, or `AWAY`.
+    """The first `count` problems of a block at their ends, each in its place in `passed`, or `AWAY`.
+
+    They begin as `seat` says; `rest` is what all bring beside their lanes, as the user lays it: data, hyperparameters.
 
     A tile of neighbours that all wait is taken to its end in its lanes. Those that have changed places wait in theirs
     until all are there; then each tile that is still open takes the lanes once more.
     """
-    size, stride, (fewest, most) = kernel.size, stride_of(chunk), SPRINT if chunk == 1 else LIGHT_SPRINT
-    last = max(LAST, stride)
-    leaves = zip(jax.tree.leaves(inputs), jax.tree.leaves(flags), strict=True)
-    each = sum(leaf.size // len(leaf) for leaf, own in leaves if own)
-    length = inputs.lane["index"].shape[0]
+    length = len(passed.spent)
+    size, stride, last = kernel.size, stride_of(chunk), max(LAST, stride_of(chunk))
+    fewest, several = YOUNG if chunk == 1 else LIGHT_YOUNG, size // FEW
     numbers, tiles = lax.iota(jnp.int32, size), size * lax.iota(jnp.int32, length // size)
-
-    def flows(state: Flow) -> Any:
-        running = state.seats.lane["status"] == RUNNING
-        few = jnp.where(count <= max(size, ALONE // each), 0, size // 2)
-        young = running & (state.spent < fewest)
-        return (state.taken < count) | (total(running.astype(jnp.int32)) > few) | some(young)
+    shapes = jax.eval_shape(seat, jnp.int32(0))
+    leaves = zip(jax.tree.leaves(shapes), jax.tree.leaves(flags), strict=True)
+    few = jnp.where(count <= max(size, ALONE * size // sum(leaf.size for leaf, own in leaves if own)), 0, size // 2)
 
     def once(state: Flow) -> Flow:
-        state = when(every(state.names == NOBODY), seated, state)
-        flowing = flows(state)
-        state = when(flowing, sprinted, state)
+        empty, fresh = state.held == 0, state.taken < count
+        state = when(empty & fresh, arrived, state)
+        state = when(empty & ~fresh, returned, state)
+        # Those that run and the young ones of them are counted together: what is summed apart, a call pays for apart.
+        fresh, runs = state.taken < count, (state.seats.lane["status"] == RUNNING).astype(jnp.float32)
+        running = total(jnp.where(state.spent < fewest, MANY * runs, runs))
+        flowing, young = fresh | (running > few.astype(jnp.float32)), ~fresh & (running >= MANY)
+        hasty = state.neighbours & state.brief
+        state = when(flowing & ~hasty, lambda state: sprinted(state, young), state)
         lane = state.seats.lane
         away = ~flowing & (lane["status"] == RUNNING)
         lane = {**lane, "status": jnp.where(away, jnp.int32(AWAY), lane["status"])}
-        state = state._replace(seats=state.seats._replace(lane=lane))
         leaving = lane["status"] != RUNNING
-        together = every(leaving & (state.names == state.names[0] + numbers)) & (state.names[0] != NOBODY)
-        enough = ((total(leaving.astype(jnp.int32)) >= size // FEW) & (state.taken < count)) | ~flowing
+        waiting = total(leaving.astype(jnp.int32))
+        together = state.neighbours & (hasty | (waiting == size))
+        ready = fresh & (waiting >= several) & ~together
+        late = ready & state.neighbours & ~state.late
+        state = state._replace(seats=state.seats._replace(lane=lane), late=late)
         if length > size:
-            state = when(enough & ~together, lambda state: exchanged(state, leaving), state)
+            enough = (ready & ~late) | ~(flowing | together)
+            state = when(enough, lambda state: exchanged(state, leaving, waiting), state)
         return when(together, closed, state)
 
-    def sprinted(state: Flow) -> Flow:
-        seats = state.seats
+    def sprinted(state: Flow, young: Any) -> Flow:
+        """Until so many wait that others can take their places; of neighbours, who might end together, some time
+        longer; in the end, until those are few that still run."""
+        seats, fresh = state.seats, state.taken < count
         age = (total((seats.lane["index"] - start).astype(jnp.float32)) / size).astype(jnp.int32)
         lane, left = held_back(seats.lane, start + steps, last)
-        ahead = jnp.minimum(jnp.clip(age // SHARE, max(fewest, last), most), left) // stride * stride
-        lane, gone = sprinting(kernel, program, chunk, flags, seats._replace(lane=lane), age, ahead)
+        least = jnp.where(fresh & ~state.late, size - several, jnp.where(fresh | young, 0, few))
+        longer = jnp.maximum(age // SHARE, max(fewest, last))
+        ahead = jnp.where(state.late | young, jnp.minimum(left, longer), left) // stride * stride
+        lane, gone = sprinting(kernel, program, chunk, flags, seats._replace(lane=lane), age, ahead, least)
         return state._replace(seats=seats._replace(lane=lane), spent=state.spent + gone)
 
-    def seated(state: Flow) -> Flow:
-        """A tile of neighbours in the lanes: the next, or the first of those that are open."""
-        still = jnp.min(jnp.where(state.open, tiles, length - size))
-        first = jnp.where(state.taken < count, jnp.minimum(state.taken, length - size), still)
-        source = (inputs._replace(lane=state.passed.ended.lane), state.passed.spent)
+    def arrived(state: Flow) -> Flow:
+        """The next tile of problems in the lanes, save those of them that have been seated before."""
+        first = jnp.minimum(state.taken, length - size)
+        names = first + numbers
+        before = names < state.taken
+        seats = seat(first)
+        idle = before | (names >= count)
+        lane = {**seats.lane, "status": jnp.where(idle, jnp.int32(AWAY), seats.lane["status"])}
+        return state._replace(
+            seats=seats._replace(lane=lane),
+            names=jnp.where(before, NOBODY, names),
+            held=first + size - state.taken,
+            neighbours=first == state.taken,
+            spent=none,
+            taken=jnp.minimum(first + size, count),
+        )
+
+    def returned(state: Flow) -> Flow:
+        """The first tile that is open, back in the lanes."""
+        first = jnp.min(jnp.where(state.open, tiles, length - size))
+        source = Running(state.passed.ended.lane, *rest), state.passed.spent
         seats, spent = inward(kernel, following(source, (flags, True), size, first), (flags, True))
-        taken = jnp.where(state.taken < count, jnp.minimum(first + size, count), state.taken)
-        return state._replace(seats=seats, names=first + numbers, spent=spent, taken=taken)
+        names, lane = first + numbers, seats.lane
+        status = jnp.where(names < count, lane["status"], jnp.int32(AWAY))
+        lane = {**lane, "status": status, "index": jnp.where(names < count, lane["index"], start)}
+        seats, whole = seats._replace(lane=lane), jnp.ones((), bool)
+        return state._replace(seats=seats, names=names, held=jnp.int32(size), neighbours=whole, spent=spent)
 
     def closed(state: Flow) -> Flow:
-        """A tile of neighbours taken to their ends and put back into their places."""
+        """A tile of neighbours taken to their ends and put back into their places; in haste only as far as they come
+        with few updates."""
         first, before = state.names[0], state.seats.lane["index"]
-        out, own = finishing(kernel, program, chunk, flags, state.seats, start, steps)
+        turns = jnp.where(state.brief, jnp.int32(LAST), jnp.iinfo(jnp.int32).max)
+        out, own, gone = finishing(kernel, program, chunk, flags, state.seats, start, steps, turns)
         spent = state.spent + (out.lane["index"] - before)
         passed = jax.tree.map(
-            lambda into, leaf: lax.dynamic_update_slice_in_dim(into, leaf, first, 0, allow_negative_indices=False),
+            lambda into, leaf: placed(into, leaf, first),
             state.passed,
             outward(kernel, Passed(out, spent), Passed(own, True)),
         )
-        names, still = jnp.full_like(state.names, NOBODY), state.open & (tiles != first)
-        return state._replace(names=names, open=still, passed=passed)
+        ended, done = gone < turns, tiles == first
+        return state._replace(
+            seats=state.seats._replace(lane=out.lane),
+            held=jnp.where(ended, 0, state.held),
+            spent=spent,
+            brief=ended & (state.spent[0] + gone <= LAST),
+            open=state.open & ~(ended & done),
+            left=state.left - (ended & (first % size == 0)).astype(jnp.int32),
+            passed=passed,
+        )
 
-    def exchanged(state: Flow, leaving: Any) -> Flow:
-        """The problems in the lanes that are `leaving` put back into their places, and others seated."""
-        names, lanes, spent = state.names, state.passed.ended.lane, state.passed.spent
-        leaving = leaving & (names != NOBODY)
+    def exchanged(state: Flow, leaving: Any, waiting: Any) -> Flow:
+        """The problems in the lanes that are `leaving` put back into their places, and others seated. Empty lanes are
+        `waiting` as well."""
+        leaving = leaving & (state.names != NOBODY)
+        going = waiting - (size - state.held)
+        coming = jnp.where(going < state.held, going, 0)  # where all go, a whole tile comes
+        wanted = jnp.minimum(state.taken + coming, count)
+        state = when(wanted > state.door.first + size, opened, state)
+        names, (door, first) = state.names, state.door
 
-        def back(number: Any, lanes: Any) -> Any:
+        def back(number: Any, passed: Any) -> Any:
             name, here = entry(names, number), (state.seats.lane, state.spent)
-            return jax.tree.map(lambda into, leaf: put(into, 0, name, leaf, leaf.ndim - 1, number), lanes, here)
+            return jax.tree.map(lambda into, leaf: put(into, 0, name, leaf, leaf.ndim - 1, number), passed, here)
 
-        def forth(number: Any, state: Any) -> Any:
-            here, names, taken = state
-            name = jnp.where(taken < count, taken, NOBODY)
-            names = lax.dynamic_update_slice_in_dim(names, name[None], number, 0)
-            here = when(taken < count, lambda here: seated_at(here, number, name), here)
-            return here, names, jnp.minimum(taken + 1, count)
-
-        def seated_at(here: Any, number: Any, name: Any) -> Any:
-            return jax.tree.map(
-                lambda into, leaf, own: put(into, into.ndim - 1, number, leaf, 0, name) if own else into,
-                here,
-                (inputs._replace(lane=lanes), spent),
-                (flags, True),
+        def forth(number: Any, carry: Any) -> Any:
+            seats, names, taken = carry
+            lane = jax.tree.map(
+                lambda into, leaf: put(into, into.ndim - 1, number, leaf, leaf.ndim - 1, taken - first),
+                seats.lane,
+                door,
             )
+            own = jax.tree.map(
+                lambda into, leaf, own: put(into, into.ndim - 1, number, leaf, 0, taken) if own else into,
+                seats[1:],
+                rest,
+                flags[1:],
+            )
+            return Running(lane, *own), placed(names, taken[None], number), taken + 1
 
         # First all go, then all come: what is both read and written in one loop, XLA copies at every turn.
-        lanes, spent = for_each(leaving, back, (lanes, spent))
-        here = (state.seats, state.spent), names, state.taken
-        (seats, own_spent), names, taken = for_each(leaving, forth, here)
-        passed = state.passed._replace(ended=state.passed.ended._replace(lane=lanes), spent=spent)
-        return state._replace(seats=seats, names=names, spent=own_spent, taken=taken, passed=passed)
+        lanes, spent = for_each(leaving, back, (state.passed.ended.lane, state.passed.spent))
+        passed = Passed(state.passed.ended._replace(lane=lanes), spent)
+        here = state.seats, jnp.where(leaving, NOBODY, names), state.taken
+        seats, names, taken = for_each(leaving, forth, here, lambda here: here[-1] < wanted)
+        return state._replace(
+            seats=seats,
+            names=names,
+            held=state.held - going + wanted - state.taken,
+            neighbours=jnp.zeros((), bool),
+            spent=jnp.where(leaving, 0, state.spent),
+            taken=taken,
+            passed=passed,
+        )
+
+    def opened(state: Flow) -> Flow:
+        """The problems that come next at the door."""
+        first = jnp.minimum(state.taken, length - size)
+        return state._replace(door=Door(seat(first).lane, first))
+
+    def blank(leaf: Any) -> Any:
+        return jnp.zeros(leaf.shape, leaf.dtype)
 
     def empty(leaf: Any, own: bool) -> Any:
         return jnp.zeros((*leaf.shape[1:], size), leaf.dtype) if own else leaf
 
-    padding = lax.iota(jnp.int32, length) >= count
-    awake = jnp.where(inputs.lane["status"] == AWAY, jnp.int32(RUNNING), inputs.lane["status"])
-    lanes = {**inputs.lane, "status": jnp.where(padding, jnp.int32(AWAY), awake)}
-    none = jnp.zeros((length,), jnp.int32)
-    seats = jax.tree.map(empty, Running(lanes, inputs.data, inputs.hyper), flags)
-    report = kernel.trace(program.report, (seats.lane["weights"], seats.data), (flags.lane["weights"], flags.data))[0]
-    passed = Passed(Ended(lanes, *(jnp.zeros((length,), figure.dtype) for figure in report.out_avals)), none)
-    state = Flow(seats, jnp.full((size,), NOBODY, jnp.int32), none[:size], jnp.int32(0), tiles < count, passed)
-    return lax.while_loop(lambda state: some(state.open), once, state).passed
+    lane, none = jax.tree.map(blank, shapes.lane), jnp.zeros((size,), jnp.int32)
+    state = Flow(
+        seats=Running(lane, *jax.tree.map(empty, rest, flags[1:])),
+        names=jnp.full((size,), NOBODY, jnp.int32),
+        held=jnp.int32(0),
+        neighbours=jnp.zeros((), bool),
+        late=jnp.zeros((), bool),
+        spent=none,
+        taken=jnp.int32(0),
+        door=Door(lane, jnp.int32(-size)),
+        brief=jnp.ones((), bool),
+        open=tiles < count,
+        left=(count + size - 1) // size,
+        passed=passed,
+    )
+    return lax.while_loop(lambda state: state.left > 0, once, state).passed
 
 
 def held_back(lane: dict[str, Any], end: Any, last: int) -> tuple[dict[str, Any], Any]:
@@ -229,39 +347,3 @@ def held_back(lane: dict[str, Any], end: Any, last: int) -> tuple[dict[str, Any]
     few = left < last
     least = jnp.min(jnp.where(runs & ~few, left, jnp.iinfo(jnp.int32).max))
     return {**lane, "status": jnp.where(runs & few, jnp.int32(WAITING), lane["status"])}, least
-
-
-def put(into: Any, axis: int, at: Any, source: Any, source_axis: int, taken: Any) -> Any:
-    """One problem of `source` put into another array, whose problems lie along another axis."""
-    one = jnp.moveaxis(lax.dynamic_slice_in_dim(source, taken, 1, source_axis), source_axis, axis)
-    return lax.dynamic_update_slice_in_dim(into, one, at, axis)
-
-
-def for_each(marked: Any, function: Callable[[Any, Any], Any], state: Any) -> Any:
-    """`function(number, state)` for every lane that is marked."""
-
-    def lane(number: Any, state: Any) -> Any:
-        return when(entry(marked, number), lambda state: function(number, state), state)
-
-    def group(number: Any, state: Any) -> Any:
-        first = number * GROUP
-        here = some(lax.dynamic_slice_in_dim(marked, first, GROUP))
-        return when(here, lambda state: lax.fori_loop(first, first + GROUP, lane, state), state)
-
-    return lax.fori_loop(0, marked.shape[0] // GROUP, group, state)
-
-
-def entry(array: Any, number: Any) -> Any:
-    return lax.dynamic_index_in_dim(array, number, keepdims=False)
-
-
-def when(wanted: Any, function: Callable[[Any], Any], state: Any) -> Any:
-    """`function(state)` where it is wanted.
-
-    As a loop of at most one turn: XLA keeps that in place, as it does not with what a choice returns.
-    """
-
-    def once(carry: Any) -> Any:
-        return jnp.zeros((), bool), function(carry[1])
-
-    return lax.while_loop(lambda carry: carry[0], once, (wanted, state))[1]

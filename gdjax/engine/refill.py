@@ -18,7 +18,7 @@ from jax import lax
 from gdjax.engine.joint import joint
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.program import AWAY, DIVERGED, MOVING, RUNNING, WAITING, Program, finite
-from gdjax.engine.tile import inward, outward, settle, some
+from gdjax.engine.tile import inward, outward, settle, some, total
 
 
 class Start(NamedTuple):
@@ -54,14 +54,8 @@ PATIENCE = 16
 
 LONGEST = 32
 
-PASSES_PER_CHECK = 2
-"""How often a tile asks whether any of its lanes still runs."""
-
-YOUNG = 128
-"""Updates within which it asks after every stride: a tile of problems that are all alike should end when they do."""
-
 LAST_STEPS, LAST_LIGHT_STEPS = 2, 4
-"""Updates one by one between two such questions; and where several are fused before."""
+"""Updates one by one between two questions whether any lane still runs; and where several are fused before."""
 
 Tile = Callable[[Any], tuple[Any, Any]]
 
@@ -70,20 +64,26 @@ def begin(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any
     """Lanes for fresh problems, at update number `start`. Everything in a lane is its own, whatever problems share."""
 
     def run(inputs: Start) -> tuple[Any, Any]:
-        weights, state, data, hyper = inward(kernel, inputs, flags)
-        state_flags = flags.state
-        if state is None:
-            weights = kernel.spread(*kernel.call(program.start, (weights,), (flags.weights,)), flags.weights)
-            state, state_flags = kernel.call(
-                program.init, (weights, data, hyper), (flags.weights, flags.data, flags.hyper), carried=1
-            )
-        lane, lane_flags = kernel.call(
-            program.begin, (weights, state, start, data), (flags.weights, state_flags, False, flags.data)
-        )
-        own = jax.tree.map(lambda _: True, lane_flags)
-        return outward(kernel, kernel.spread(lane, lane_flags, own), own), own
+        lane, own = beginning(kernel, program, flags, inward(kernel, inputs, flags), start)
+        return outward(kernel, lane, own), own
 
     return run
+
+
+def beginning(kernel: Kernel, program: Program, flags: Start, seats: Start, start: Any) -> tuple[Any, Any]:
+    """The same for problems in the kernel's layout, as `seats` are: their lanes, and the flags of these."""
+    weights, state, data, hyper = seats
+    state_flags = flags.state
+    if state is None:
+        weights = kernel.spread(*kernel.call(program.start, (weights,), (flags.weights,)), flags.weights)
+        state, state_flags = kernel.call(
+            program.init, (weights, data, hyper), (flags.weights, flags.data, flags.hyper), carried=1
+        )
+    lane, lane_flags = kernel.call(
+        program.begin, (weights, state, start, data), (flags.weights, state_flags, False, flags.data)
+    )
+    own = jax.tree.map(lambda _: True, lane_flags)
+    return kernel.spread(lane, lane_flags, own), own
 
 
 def sprint(kernel: Kernel, program: Program, chunk: int, flags: Running, age: Any, updates: Any) -> Tile:
@@ -100,14 +100,14 @@ def sprint(kernel: Kernel, program: Program, chunk: int, flags: Running, age: An
 
 
 def sprinting(
-    kernel: Kernel, program: Program, chunk: int, flags: Running, seats: Running, age: Any, updates: Any
+    kernel: Kernel, program: Program, chunk: int, flags: Running, seats: Running, age: Any, updates: Any, least: Any = 0
 ) -> tuple[dict[str, Any], Any]:
     """The lanes after a sprint, in the kernel's layout as `seats` are, and the updates that were taken; lanes to which
-    something happened wait."""
+    something happened wait. It ends where no more than the `least` lanes run."""
     first = stride_of(chunk)
     moving, ahead, hold, rest = striding(kernel, program, chunk, flags, seats)
 
-    def once(_: Any, carry: Any) -> Any:
+    def once(carry: Any) -> Any:
         moving, held, taken = carry
         grown = jnp.clip((age + taken) // (PATIENCE * first), 1, max(1, LONGEST // first)) * first
         count = jnp.minimum(grown, updates - taken) // chunk * chunk
@@ -116,12 +116,9 @@ def sprinting(
 
     def going(carry: Any) -> Any:
         moving, _, taken = carry
-        return (taken < updates) & some(runs(kernel, moving))
+        return (taken < updates) & (total(runs(kernel, moving).astype(jnp.int32)) > least)
 
-    def several(carry: Any) -> Any:
-        return lax.fori_loop(0, jnp.where(age + carry[2] < YOUNG, 1, PASSES_PER_CHECK), once, carry)
-
-    moving, held, taken = lax.while_loop(going, several, (moving, at_rest(seats.lane), jnp.int32(0)))
+    moving, held, taken = lax.while_loop(going, once, (moving, at_rest(seats.lane), jnp.int32(0)))
     return rest(moving, held), taken
 
 
@@ -199,16 +196,27 @@ def finish(kernel: Kernel, program: Program, chunk: int, flags: Running, start: 
     `start`."""
 
     def run(inputs: Running) -> tuple[Any, Any]:
-        out, own = finishing(kernel, program, chunk, flags, inward(kernel, inputs, flags), start, steps)
+        out, own, _ = finishing(kernel, program, chunk, flags, inward(kernel, inputs, flags), start, steps)
         return outward(kernel, out, own), own
 
     return run
 
 
 def finishing(
-    kernel: Kernel, program: Program, chunk: int, flags: Running, seats: Running, start: Any, steps: Any
-) -> tuple[Ended, Ended]:
-    """The same for lanes in the kernel's layout, as `seats` are: how they ended, and its flags."""
+    kernel: Kernel,
+    program: Program,
+    chunk: int,
+    flags: Running,
+    seats: Running,
+    start: Any,
+    steps: Any,
+    most: Any = None,
+) -> tuple[Ended, Ended, Any]:
+    """The same for lanes in the kernel's layout, as `seats` are: how they ended, its flags, and the updates that it
+    took.
+
+    Where these are as many as `most`, if that is given, some may still run.
+    """
     lane, data, hyper = seats
     awake = jnp.where(lane["status"] == WAITING, jnp.int32(RUNNING), lane["status"])
     lane = {**lane, "status": awake}
@@ -219,18 +227,25 @@ def finishing(
         out, out_flags = kernel.call(program.advance, (*carry, *rest), (*carry_flags, *rest_flags), carried=1)
         return kernel.spread((out,), (out_flags,), carry_flags)
 
-    def running(carry: Any) -> Any:
-        return some(carry[0]["status"] == RUNNING)
-
     several = LAST_STEPS if chunk == 1 else LAST_LIGHT_STEPS
-    (lane,) = lax.while_loop(running, lambda carry: lax.fori_loop(0, several, one, carry), carry)
+
+    def running(state: Any) -> Any:
+        taken, (lane,) = state
+        goes = some(lane["status"] == RUNNING)
+        return goes if most is None else goes & (taken < most)
+
+    def some_more(state: Any) -> Any:
+        taken, carry = state
+        return taken + several, lax.fori_loop(0, several, one, carry)
+
+    taken, (lane,) = lax.while_loop(running, some_more, (jnp.int32(0), carry))
     own = carry_flags[0]
     report, report_flags = kernel.call(program.report, (lane["weights"], data), (own["weights"], flags.data), carried=1)
     loss, norm = kernel.spread(report, report_flags, (True, True))
     # A loss that is not finite at the final weights is no answer, whatever the rule said.
-    answered = jnp.isfinite(loss) | (lane["status"] == AWAY)
+    answered = jnp.isfinite(loss) | (lane["status"] == AWAY) | (lane["status"] == RUNNING)
     lane = {**lane, "status": jnp.where(answered, lane["status"], jnp.int32(DIVERGED))}
-    return Ended(lane, loss, norm), Ended(own, True, True)
+    return Ended(lane, loss, norm), Ended(own, True, True), taken
 
 
 def entire(kernel: Kernel, program: Program, chunk: int, flags: Start, start: Any, steps: Any) -> Tile:

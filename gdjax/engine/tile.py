@@ -21,9 +21,13 @@ ROW = 16
 """Lanes in a vector of the widest kind."""
 
 
-def by_problem(engine: Any) -> Any:
-    """Marks an engine that takes a whole block and the number of its problems, instead of a tile."""
-    engine.by_problem = True
+def by_problem(engine: Any, room: Callable[..., Any] | None = None) -> Any:
+    """Marks an engine that takes a whole block and the number of its problems, instead of a tile.
+
+    On a CPU it is given memory to write its results into, where `room(kernel, program, flags, problems)` says of which
+    shapes and dtypes they are.
+    """
+    engine.by_problem, engine.room = True, room
     return engine
 
 
@@ -109,11 +113,6 @@ def total(numbers: Any) -> Any:
 def some(flags: Any) -> Any:
     """Whether any lane's flag is set; counted, since the CPU compiler goes through flags one by one to join them."""
     return total(flags.astype(jnp.int32)) > 0
-
-
-def every(flags: Any) -> Any:
-    """Whether all are."""
-    return total(flags.astype(jnp.int32)) == flags.shape[0]
 
 
 def settle(
