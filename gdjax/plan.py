@@ -162,7 +162,7 @@ def refill(kind: Kind, device: jax.Device, count: int) -> Plan:
     if not dev.is_host(device):
         return dataclasses.replace(default(kind, device, count), chunk=4 if kind.elementwise else 1)
     if kind.elementwise:
-        shape = (SMALL, 1) if count <= SMALL else (SMALL, 64) if count <= 1 << 15 else (MIDDLE, 176)
+        shape = (SMALL, 1) if count <= SMALL else (SMALL, 64) if count <= 1 << 15 else (MIDDLE, 132)
         return Plan("lanes", *shape, 4)
     plan = default(kind, device, count)
     return dataclasses.replace(plan, tiles=min(plan.tiles, 64))

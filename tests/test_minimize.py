@@ -10,7 +10,7 @@ import pytest
 from problems import CASES, FUNCTIONS, answers, same_bits
 
 import gdjax
-from gdjax import kernel
+from gdjax import batch, kernel
 
 
 @pytest.fixture
@@ -111,6 +111,28 @@ def test_numpy_jax_strided_and_foreign_arrays_are_alike(scalars):
     wide[:, 2] = x
     for form in (jnp.asarray(x), x[::-1].copy()[::-1], wide[:, 2], Foreign(), x.astype(">f4").astype("<f4")):
         assert same_bits(answers(solve(w, (form, t))), answers(expected))
+
+
+def test_a_rate_that_is_a_number_is_looked_at_as_often_as_an_array(scalars, monkeypatch):
+    """The arrays beside it once; its value, and what type it is, always."""
+    w, x, t = scalars
+    monkeypatch.setattr(batch, "SOUND", {})
+    looked = []
+    checked = batch.checked
+    monkeypatch.setattr(batch, "checked", lambda *args: looked.append(args) or checked(*args))
+    rates = [0.1, 0.25, 1, np.float64(0.1), np.full(60, 0.1, np.float32)]
+    results = [answers(solve(w, (x, t), learning_rate=rate)) for rate in rates]
+    assert len(looked) == 3  # one each for a number, a number of NumPy's and an array
+    assert same_bits(results[0], results[3])
+    assert same_bits(results[0], results[4])
+    for rate, result in zip(rates[1:3], results[1:3], strict=True):
+        assert same_bits(result, answers(solve(w, (x, t), learning_rate=np.full(60, rate, np.float32))))
+    wide = solve(w.astype(np.float64), (x, t), learning_rate=0.1)
+    assert wide.weights.dtype == np.float64
+    assert not np.array_equal(wide.weights.astype(np.float32), results[0][0])
+    for bad in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="learning_rate is"):
+            solve(w, (x, t), learning_rate=bad)
 
 
 def test_weights_may_be_a_dict():
