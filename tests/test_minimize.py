@@ -127,7 +127,7 @@ def test_a_rate_that_is_a_number_is_looked_at_as_often_as_an_array(scalars, monk
     assert same_bits(results[0], results[4])
     for rate, result in zip(rates[1:3], results[1:3], strict=True):
         assert same_bits(result, answers(solve(w, (x, t), learning_rate=np.full(60, rate, np.float32))))
-    wide = solve(w.astype(np.float64), (x, t), learning_rate=0.1)
+    wide = solve(*jax.tree.map(np.float64, (w, (x, t))), learning_rate=0.1)
     assert wide.weights.dtype == np.float64
     assert not np.array_equal(wide.weights.astype(np.float32), results[0][0])
     for bad in (-0.1, float("nan")):
