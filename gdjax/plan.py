@@ -40,11 +40,11 @@ LARGE = 1024
 """Others get tiles of this size: what a step of them reads and writes stays in the fastest cache, and some ten thousand
 problems divide evenly among the workers."""
 
-MANY = 1 << 30
-"""More problems than one block holds."""
-
 MIDDLE = 384
 """And of this size with a stop rule: the lanes of one hold twice as much."""
+
+MANY = 1 << 30
+"""More problems than one block holds."""
 
 SHARED = 192
 """Problems to a tile under vmap where they share data: what lies between two matrix products stays in the cache."""

@@ -162,8 +162,8 @@ class Session(Blocks):
         return out, out_flags.state, ran[-1].plan, steps, record
 
     def tuned(self, inputs: Any, flags: Any, count: int, steps: int, always: bool = False) -> Plan | None:
-        """The plan remembered for large batches of this kind, measured first where the run is long. A smaller batch has
-        no larger a block than it would have without: it is copied to where the block works."""
+        """The plan remembered for large batches of this kind, measured first where the run is long. The block of a
+        smaller batch is as small as without: small enough that the batch is copied to where the block works."""
         kind, device = self.kind(inputs, flags), self.devices[0]
         default = plans.default(kind, device, self.share(count))
         if self.refused is not None or not dev.is_host(device) or (default.tiles == 1 and not always):

@@ -76,7 +76,7 @@ def key(function: Callable[..., Any], shapes: tuple[Any, ...], device: jax.Devic
     """What a plan is remembered for: the traced step of one problem, the device's kind, the versions."""
     # str() of a jaxpr is coloured where it would be printed on a terminal.
     jaxpr = re.sub(r"0x[0-9a-f]+", "", jax.make_jaxpr(function)(*shapes).pretty_print(use_color=False))
-    return cache.digest(jaxpr, dev.kind(device), str(dev.workers(device)), jax.__version__, np.__version__, "2")
+    return cache.digest(jaxpr, dev.kind(device), str(dev.workers(device)), jax.__version__, np.__version__, "3")
 
 
 def recall(name: str) -> Plan | None:

@@ -42,7 +42,10 @@ ALONE = 1 << 17
 """Numbers in a block, those of all its problems together, that is gone through to the end however few lanes still run:
 to come again for what so small a block leaves would take longer."""
 
-NOBODY, MANY = -1, np.float32(1 << 30)
+NOBODY = -1
+
+MANY = np.float32(1 << 30)
+"""For how many a young problem counts that runs: more than all lanes together."""
 
 Run = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -107,7 +110,7 @@ def flow(kernel: Kernel, program: Program, chunk: int, flags: Start | Running, s
     def run(inputs: Start | Running, count: Any, passed: Any = None) -> tuple[Any, Any]:
         if passed is None:
             shapes = room(kernel, program, flags, inputs)
-            passed = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            passed = jax.tree.map(jnp.zeros_like, shapes)
 
         def seat(first: Any) -> Running:
             return seated(kernel, program, flags, start, inputs, first)
@@ -256,13 +259,13 @@ def flowed(
             state.passed,
             outward(kernel, Passed(out, spent), Passed(own, True)),
         )
-        ended, done = gone < turns, tiles == first
+        ended = gone < turns
         return state._replace(
             seats=state.seats._replace(lane=out.lane),
             held=jnp.where(ended, 0, state.held),
             spent=spent,
             brief=ended & (state.spent[0] + gone <= LAST),
-            open=state.open & ~(ended & done),
+            open=state.open & ~(ended & (tiles == first)),
             left=state.left - (ended & (first % size == 0)).astype(jnp.int32),
             passed=passed,
         )
@@ -316,15 +319,12 @@ def flowed(
         first = jnp.minimum(state.taken, length - size)
         return state._replace(door=Door(seat(first).lane, first))
 
-    def blank(leaf: Any) -> Any:
-        return jnp.zeros(leaf.shape, leaf.dtype)
+    def empty(shape: Any, leaf: Any, own: bool) -> Any:
+        return jnp.zeros_like(shape) if own else leaf
 
-    def empty(leaf: Any, own: bool) -> Any:
-        return jnp.zeros((*leaf.shape[1:], size), leaf.dtype) if own else leaf
-
-    lane, none = jax.tree.map(blank, shapes.lane), jnp.zeros((size,), jnp.int32)
+    lane, none = jax.tree.map(jnp.zeros_like, shapes.lane), jnp.zeros((size,), jnp.int32)
     state = Flow(
-        seats=Running(lane, *jax.tree.map(empty, rest, flags[1:])),
+        seats=Running(lane, *jax.tree.map(empty, shapes[1:], rest, flags[1:])),
         names=jnp.full((size,), NOBODY, jnp.int32),
         held=jnp.int32(0),
         neighbours=jnp.zeros((), bool),

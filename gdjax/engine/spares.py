@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from gdjax.arena import aligned_empty
-from gdjax.engine.block import STAGE_BYTES, Block
+from gdjax.engine.block import Block
 from gdjax.placed import adopted
 
 KEPT_BYTES = 64 << 20
@@ -72,6 +72,7 @@ class Stage:
 
     def __init__(self, block: Block, device: jax.Device):
         self.arrays = [None if shape is None else aligned_empty(*shape) for shape in block.stage]
+        self.bytes = sum(array.nbytes for array in self.arrays if array is not None)
         self.placed = [None if array is None else adopted(array, device) for array in self.arrays]
 
     def filled(self, leaves: Sequence[np.ndarray], first: int, last: int, used: int) -> list[Any]:
@@ -107,4 +108,4 @@ def stage_for(block: Block, device: jax.Device) -> Stage | None:
 def stage_back(block: Block, device: jax.Device, stage: Stage | None) -> None:
     """Take back a stage whose call is over."""
     if stage is not None:
-        STAGES.give((device, block.stage), stage, STAGE_BYTES)
+        STAGES.give((device, block.stage), stage, stage.bytes)

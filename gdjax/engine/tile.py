@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gdjax.engine.inplace import placed
 from gdjax.engine.kernels import Kernel
 from gdjax.engine.materialise import materialised
 
@@ -77,7 +78,7 @@ def each_tile(tile: Callable[[Any], tuple[Any, Any]], size: int, used: Any, buff
     """
 
     def written(buffer: Any, leaf: Any, flag: bool, first: Any) -> Any:
-        return lax.dynamic_update_slice_in_dim(buffer, leaf, first, 0, allow_negative_indices=False) if flag else leaf
+        return placed(buffer, leaf, first) if flag else leaf
 
     def body(state: Any) -> Any:
         first, buffers = state
