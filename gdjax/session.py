@@ -263,11 +263,11 @@ class Session(Blocks):
         """`(ended problems, plan, steps, record)`; `steps` are fewer than asked for where the watch ended the run."""
         ran: dict[str, Plan] = {}
 
-        def run(name: str, inputs: Any, flags: Any, count: int, first: int, second: int, wanted: Any = None) -> Any:
+        def run(name: str, inputs: Any, flags: Any, count: int, first: int, second: int) -> Any:
             # How long a sprint is differs; the others take much the same time for each problem, call by call.
             updates = None if name == "sprint" else 1
             plan = ran.get("fresh", job.plan) if name == "through" else job.plan  # those left are as wide as before
-            block, out = self.execute(TILES[name], inputs, flags, count, plan, first, second, updates, wanted)
+            block, out = self.execute(TILES[name], inputs, flags, count, plan, first, second, updates)
             ran[name] = block.plan
             return out
 

@@ -267,8 +267,8 @@ def test_vectors_that_are_all_alike_end_in_their_lanes(count, soon, caplog):
     assert [taken for _, taken in told] == ([steps.sum()] if count > 32 else [])  # one tile runs in a masked loop
     assert (steps.max() <= flow.LAST) == soon
     for spent, _ in told:
-        if soon:  # all updates are looked at
-            assert spent == steps.sum()
+        if soon:  # all updates are looked at, two at a time
+            assert steps.sum() <= spent <= 32 * -(-count // 32) * (steps.max() + 1)
         else:  # each takes those of the stride in which it ends once more
             assert steps.sum() + 2 * count <= spent < (count + 32) * (steps.max() + 16)
     assert np.all((status == gdjax.Status.CONVERGED) == (rates == np.float32(0.1)))
@@ -369,7 +369,9 @@ def test_what_was_in_the_memory_for_results_means_nothing(count):
     clean, used = (jax.tree.map(lambda leaf: np.asarray(leaf)[:count], run(passed)) for passed in filled)
     assert same_bits(jax.tree.leaves(clean), jax.tree.leaves(used))
     assert len(np.unique(clean.ended.lane["index"])) > count // 2
-    assert clean.spent.max() < 1000  # the padding would take some thousands
+    away, went = clean.tally
+    assert away == 0
+    assert clean.ended.lane["index"].sum() < went < 128 * 1000  # the padding would take some thousands each
 
 
 HALVES = {

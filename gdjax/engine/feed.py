@@ -67,12 +67,14 @@ def chosen(tree: Any, wanted: Any) -> tuple[bool, ...]:
 class Outputs:
     """The results of a batch as they come in: written into their place in host memory, or left on the device.
 
-    What no problem owns is the same in all pieces, save the lowest status: the least of them is taken.
+    What no problem owns is the same in all pieces, save the lowest status: the least of them is taken. A block that is
+    told how many problems it has tells in turn how many there were of something: these add up.
     """
 
     def __init__(self, block: Block, count: int, stay: bool, wanted: tuple[bool, ...]):
         self.wanted, self.count = wanted, count
         self.own = block.out_own
+        self.joined = np.add if block.by_problem else common
         self.shapes = [(count, *s.shape[1:]) for s in block.out_shapes]
         self.dtypes = [s.dtype for s in block.out_shapes]
         self.home = block.devices[0]
@@ -117,7 +119,7 @@ class Outputs:
                 self.arrays[index][first:last] = np.asarray(result)[: last - first]
             else:
                 mine = np.array(result)  # the memory of the result itself is written over later
-                self.arrays[index] = mine if self.arrays[index] is None else common(self.arrays[index], mine)
+                self.arrays[index] = mine if self.arrays[index] is None else self.joined(self.arrays[index], mine)
 
     def fetch(self) -> None:
         """Take what has been left on the device to host memory: the device is full."""

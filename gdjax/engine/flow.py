@@ -51,10 +51,11 @@ Run = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Passed(NamedTuple):
-    """Problems that have gone through lanes, and the updates for which each has had its lane, idle or not."""
+    """Problems that have gone through lanes."""
 
     ended: Any
-    spent: Any
+    tally: Any
+    """How many are left `AWAY`, and the updates that lanes went through, idle or not: of less than 2^32 turns."""
 
 
 class Door(NamedTuple):
@@ -68,8 +69,21 @@ class Flow(NamedTuple):
     """Problems on their way through the lanes of one tile."""
 
     seats: Running
+    clock: Any
+    """Updates that the lanes have gone through."""
+
+    first: Any
+    """Where the tile begins that came last, and what the clock said then."""
+
+    came: Any
+    listed: Any
+    """Whether the next two say what is in the lanes. They need not before the first of a tile changes places."""
+
     names: Any
     """Which problem has which lane; `NOBODY`: it is empty."""
+
+    since: Any
+    """What the clock said when each was seated."""
 
     held: Any
     """How many lanes are not empty."""
@@ -79,9 +93,6 @@ class Flow(NamedTuple):
 
     late: Any
     """Whether so many of these have waited that others could have taken their places."""
-
-    spent: Any
-    """For how many updates each has had its lane."""
 
     taken: Any
     """How many have been seated."""
@@ -96,7 +107,10 @@ class Flow(NamedTuple):
     left: Any
     """How many are."""
 
-    passed: Passed
+    away: Any
+    """How many problems are left `AWAY`."""
+
+    ended: Ended
 
 
 Seat = Callable[[Any], Running]
@@ -115,10 +129,10 @@ def flow(kernel: Kernel, program: Program, chunk: int, flags: Start | Running, s
         def seat(first: Any) -> Running:
             return seated(kernel, program, flags, start, inputs, first)
 
-        lane = jax.tree.map(lambda _: True, passed.ended.lane)
-        seat_flags = Running(lane, flags.data, flags.hyper)
-        passed = flowed(kernel, program, chunk, seat_flags, start, steps, seat, inputs[-2:], count, passed)
-        return passed, jax.tree.map(lambda _: True, passed)
+        own = jax.tree.map(lambda _: True, passed.ended)
+        seat_flags = Running(own.lane, flags.data, flags.hyper)
+        passed = flowed(kernel, program, chunk, seat_flags, start, steps, seat, inputs[-2:], count, passed.ended)
+        return passed, Passed(own, False)
 
     return run
 
@@ -150,7 +164,7 @@ def room(kernel: Kernel, program: Program, flags: Start | Running, inputs: Start
     dtypes: list[Any] = []
     lane = jax.eval_shape(ends, inputs, jax.ShapeDtypeStruct((), jnp.int32))
     lane = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape[:-1]), leaf.dtype), lane)
-    return Passed(Ended(lane, *map(figure, dtypes)), figure(jnp.int32))
+    return Passed(Ended(lane, *map(figure, dtypes)), jax.ShapeDtypeStruct((2,), jnp.float32))
 
 
 by_problem(flow, room)
@@ -166,16 +180,16 @@ def flowed(
     seat: Seat,
     rest: Any,
     count: Any,
-    passed: Passed,
+    ended: Ended,
 ) -> Passed:
-    """The first `count` problems of a block at their ends, each in its place in `passed`, or `AWAY`.
+    """The first `count` problems of a block at their ends, each in its place in `ended`, or `AWAY`.
 
     They begin as `seat` says; `rest` is what all bring beside their lanes, as the user lays it: data, hyperparameters.
 
     A tile of neighbours that all wait is taken to its end in its lanes. Those that have changed places wait in theirs
     until all are there; then each tile that is still open takes the lanes once more.
     """
-    length = len(passed.spent)
+    length = len(ended.loss)
     size, stride, last = kernel.size, stride_of(chunk), max(LAST, stride_of(chunk))
     fewest, several = YOUNG if chunk == 1 else LIGHT_YOUNG, size // FEW
     numbers, tiles = lax.iota(jnp.int32, size), size * lax.iota(jnp.int32, length // size)
@@ -187,25 +201,43 @@ def flowed(
         empty, fresh = state.held == 0, state.taken < count
         state = when(empty & fresh, arrived, state)
         state = when(empty & ~fresh, returned, state)
+        hasty = state.neighbours & state.brief
+        state, together = when(~hasty, gone_on, (state, hasty))
+        return when(together, closed, state)
+
+    def gone_on(carry: Any) -> Any:
+        """After a sprint, where it pays, and an exchange, where it does; and whether the lanes are to be closed."""
+        state, _ = carry
+        state = when(~state.listed, entered, state)
         # Those that run and the young ones of them are counted together: what is summed apart, a call pays for apart.
         fresh, runs = state.taken < count, (state.seats.lane["status"] == RUNNING).astype(jnp.float32)
-        running = total(jnp.where(state.spent < fewest, MANY * runs, runs))
+        running = total(jnp.where(state.clock - state.since < fewest, MANY * runs, runs))
         flowing, young = fresh | (running > few.astype(jnp.float32)), ~fresh & (running >= MANY)
-        hasty = state.neighbours & state.brief
-        state = when(flowing & ~hasty, lambda state: sprinted(state, young), state)
+        state = when(flowing, lambda state: sprinted(state, young), state)
         lane = state.seats.lane
         away = ~flowing & (lane["status"] == RUNNING)
         lane = {**lane, "status": jnp.where(away, jnp.int32(AWAY), lane["status"])}
         leaving = lane["status"] != RUNNING
         waiting = total(leaving.astype(jnp.int32))
-        together = state.neighbours & (hasty | (waiting == size))
+        together = state.neighbours & (waiting == size)
         ready = fresh & (waiting >= several) & ~together
         late = ready & state.neighbours & ~state.late
-        state = state._replace(seats=state.seats._replace(lane=lane), late=late)
+        state = state._replace(
+            seats=state.seats._replace(lane=lane), late=late, away=state.away + jnp.where(flowing, 0, running)
+        )
         if length > size:
             enough = (ready & ~late) | ~(flowing | together)
             state = when(enough, lambda state: exchanged(state, leaving, waiting), state)
-        return when(together, closed, state)
+        return state, together
+
+    def entered(state: Flow) -> Flow:
+        """With the names of those in the lanes, and since when they are: but for what has been seated before."""
+        names = state.first + numbers
+        before = names < state.first + size - state.held
+        whole = jnp.ones((), bool)
+        return state._replace(
+            listed=whole, names=jnp.where(before, NOBODY, names), since=jnp.full_like(names, state.came)
+        )
 
     def sprinted(state: Flow, young: Any) -> Flow:
         """Until so many wait that others can take their places; of neighbours, who might end together, some time
@@ -217,57 +249,57 @@ def flowed(
         longer = jnp.maximum(age // SHARE, max(fewest, last))
         ahead = jnp.where(state.late | young, jnp.minimum(left, longer), left) // stride * stride
         lane, gone = sprinting(kernel, program, chunk, flags, seats._replace(lane=lane), age, ahead, least)
-        return state._replace(seats=seats._replace(lane=lane), spent=state.spent + gone)
+        return state._replace(seats=seats._replace(lane=lane), clock=state.clock + gone)
 
     def arrived(state: Flow) -> Flow:
         """The next tile of problems in the lanes, save those of them that have been seated before."""
         first = jnp.minimum(state.taken, length - size)
         names = first + numbers
-        before = names < state.taken
         seats = seat(first)
-        idle = before | (names >= count)
+        idle = (names < state.taken) | (names >= count)
         lane = {**seats.lane, "status": jnp.where(idle, jnp.int32(AWAY), seats.lane["status"])}
         return state._replace(
             seats=seats._replace(lane=lane),
-            names=jnp.where(before, NOBODY, names),
+            first=first,
+            came=state.clock,
+            listed=jnp.zeros((), bool),
             held=first + size - state.taken,
             neighbours=first == state.taken,
-            spent=none,
             taken=jnp.minimum(first + size, count),
         )
 
     def returned(state: Flow) -> Flow:
         """The first tile that is open, back in the lanes."""
         first = jnp.min(jnp.where(state.open, tiles, length - size))
-        source = Running(state.passed.ended.lane, *rest), state.passed.spent
-        seats, spent = inward(kernel, following(source, (flags, True), size, first), (flags, True))
+        source = Running(state.ended.lane, *rest)
+        seats = inward(kernel, following(source, flags, size, first), flags)
         names, lane = first + numbers, seats.lane
         status = jnp.where(names < count, lane["status"], jnp.int32(AWAY))
         lane = {**lane, "status": status, "index": jnp.where(names < count, lane["index"], start)}
-        seats, whole = seats._replace(lane=lane), jnp.ones((), bool)
-        return state._replace(seats=seats, names=names, held=jnp.int32(size), neighbours=whole, spent=spent)
+        return state._replace(
+            seats=seats._replace(lane=lane),
+            first=first,
+            listed=jnp.zeros((), bool),
+            held=jnp.int32(size),
+            neighbours=jnp.ones((), bool),
+        )
 
     def closed(state: Flow) -> Flow:
         """A tile of neighbours taken to their ends and put back into their places; in haste only as far as they come
         with few updates."""
-        first, before = state.names[0], state.seats.lane["index"]
         turns = jnp.where(state.brief, jnp.int32(LAST), jnp.iinfo(jnp.int32).max)
         out, own, gone = finishing(kernel, program, chunk, flags, state.seats, start, steps, turns)
-        spent = state.spent + (out.lane["index"] - before)
-        passed = jax.tree.map(
-            lambda into, leaf: placed(into, leaf, first),
-            state.passed,
-            outward(kernel, Passed(out, spent), Passed(own, True)),
-        )
-        ended = gone < turns
+        clock, finished = state.clock + gone, gone < turns
         return state._replace(
             seats=state.seats._replace(lane=out.lane),
-            held=jnp.where(ended, 0, state.held),
-            spent=spent,
-            brief=ended & (state.spent[0] + gone <= LAST),
-            open=state.open & ~(ended & (tiles == first)),
-            left=state.left - (ended & (first % size == 0)).astype(jnp.int32),
-            passed=passed,
+            clock=clock,
+            held=jnp.where(finished, 0, state.held),
+            brief=finished & (clock - state.came <= LAST),
+            open=state.open & ~(finished & (tiles == state.first)),
+            left=state.left - (finished & (state.first % size == 0)).astype(jnp.int32),
+            ended=jax.tree.map(
+                lambda into, leaf: placed(into, leaf, state.first), state.ended, outward(kernel, out, own)
+            ),
         )
 
     def exchanged(state: Flow, leaving: Any, waiting: Any) -> Flow:
@@ -280,9 +312,9 @@ def flowed(
         state = when(wanted > state.door.first + size, opened, state)
         names, (door, first) = state.names, state.door
 
-        def back(number: Any, passed: Any) -> Any:
-            name, here = entry(names, number), (state.seats.lane, state.spent)
-            return jax.tree.map(lambda into, leaf: put(into, 0, name, leaf, leaf.ndim - 1, number), passed, here)
+        def back(number: Any, lanes: Any) -> Any:
+            name, here = entry(names, number), state.seats.lane
+            return jax.tree.map(lambda into, leaf: put(into, 0, name, leaf, leaf.ndim - 1, number), lanes, here)
 
         def forth(number: Any, carry: Any) -> Any:
             seats, names, taken = carry
@@ -300,18 +332,17 @@ def flowed(
             return Running(lane, *own), placed(names, taken[None], number), taken + 1
 
         # First all go, then all come: what is both read and written in one loop, XLA copies at every turn.
-        lanes, spent = for_each(leaving, back, (state.passed.ended.lane, state.passed.spent))
-        passed = Passed(state.passed.ended._replace(lane=lanes), spent)
+        lanes = for_each(leaving, back, state.ended.lane)
         here = state.seats, jnp.where(leaving, NOBODY, names), state.taken
         seats, names, taken = for_each(leaving, forth, here, lambda here: here[-1] < wanted)
         return state._replace(
             seats=seats,
             names=names,
+            since=jnp.where(leaving, state.clock, state.since),
             held=state.held - going + wanted - state.taken,
             neighbours=jnp.zeros((), bool),
-            spent=jnp.where(leaving, 0, state.spent),
             taken=taken,
-            passed=passed,
+            ended=state.ended._replace(lane=lanes),
         )
 
     def opened(state: Flow) -> Flow:
@@ -322,22 +353,29 @@ def flowed(
     def empty(shape: Any, leaf: Any, own: bool) -> Any:
         return jnp.zeros_like(shape) if own else leaf
 
-    lane, none = jax.tree.map(jnp.zeros_like, shapes.lane), jnp.zeros((size,), jnp.int32)
+    lane, none, never = jax.tree.map(jnp.zeros_like, shapes.lane), jnp.int32(0), jnp.zeros((), bool)
     state = Flow(
         seats=Running(lane, *jax.tree.map(empty, shapes[1:], rest, flags[1:])),
-        names=jnp.full((size,), NOBODY, jnp.int32),
-        held=jnp.int32(0),
-        neighbours=jnp.zeros((), bool),
-        late=jnp.zeros((), bool),
-        spent=none,
-        taken=jnp.int32(0),
+        clock=none,
+        first=none,
+        came=none,
+        listed=never,
+        names=jnp.zeros_like(numbers),
+        since=jnp.zeros_like(numbers),
+        held=none,
+        neighbours=never,
+        late=never,
+        taken=none,
         door=Door(lane, jnp.int32(-size)),
         brief=jnp.ones((), bool),
         open=tiles < count,
         left=(count + size - 1) // size,
-        passed=passed,
+        away=jnp.float32(0),
+        ended=ended,
     )
-    return lax.while_loop(lambda state: state.left > 0, once, state).passed
+    state = lax.while_loop(lambda state: state.left > 0, once, state)
+    went = state.clock.astype(jnp.uint32).astype(jnp.float32) * size
+    return Passed(state.ended, jnp.concatenate([state.away[None], went[None]]))
 
 
 def held_back(lane: dict[str, Any], end: Any, last: int) -> tuple[dict[str, Any], Any]:

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from gdjax.arena import aligned_empty
-from gdjax.engine.flow import Passed
 from gdjax.engine.program import AWAY, RAN_ALL_STEPS, RUNNING
 from gdjax.engine.refill import Ended, Running
 from gdjax.pieces import own, scatter
@@ -35,14 +34,9 @@ FEW_BYTES = 128 * 1024
 
 
 class Run(Protocol):
-    """The outputs of a compiled tile for `count` problems; the others than those `wanted`, a prefix of them, are None.
+    """The outputs of a compiled tile for `count` problems; `first` and `second` are what it is told beside them."""
 
-    `first` and `second` are what the tile is told beside its inputs.
-    """
-
-    def __call__(
-        self, name: str, inputs: Any, flags: Any, count: int, first: int, second: int, wanted: Any = None, /
-    ) -> Any: ...
+    def __call__(self, name: str, inputs: Any, flags: Any, count: int, first: int, second: int, /) -> Any: ...
 
 
 def rounds(
@@ -99,28 +93,24 @@ def rounds(
 def flowing(run: Run, name: str, inputs: Any, flags: Any, count: int, start: int, steps: int) -> Ended:
     """All problems to their ends through `gdjax.engine.flow`: `"fresh"` ones, or those in their lanes `"through"`. What
     its blocks leave goes through together, until nobody is left."""
-    told = log.isEnabledFor(logging.INFO)
-    wanted = Passed(True, told)
-    ended, spent = run(name, inputs, flags, count, start, steps, wanted)
-    passes, left = [spent], away(ended)
+    ended, tally = run(name, inputs, flags, count, start, steps)
+    left, went = away(ended, tally), tally[1]
     while len(left):
         seat_flags = Running(own(ended.lane), flags.data, flags.hyper)
         again = select(Running(ended.lane, inputs.data, inputs.hyper), seat_flags, left)
-        some, spent = run("through", again, seat_flags, len(left), start, steps, wanted)
+        some, tally = run("through", again, seat_flags, len(left), start, steps)
         ended = jax.tree.map(lambda whole, part, which=left: scatter(whole, part, which), ended, some)
-        passes, left = [*passes, spent], left[away(some)]
-    if told:
-        updates = sum(int(spent.sum(dtype=np.int64)) for spent in passes)
+        left, went = left[away(some, tally)], went + tally[1]
+    if log.isEnabledFor(logging.INFO):
         before = start if name == "fresh" else inputs.lane["index"]
         taken = int(np.sum(ended.lane["index"] - before, dtype=np.int64))
-        log.info("lanes went through %d updates, of which problems took %d", updates, taken)
+        log.info("lanes went through %d updates, of which problems took %d", went, taken)
     return ended
 
 
-def away(ended: Ended) -> np.ndarray:
-    """The problems that a block has left."""
-    status = ended.lane["status"]
-    return np.flatnonzero(status == AWAY) if status.min() == AWAY else np.arange(0)
+def away(ended: Ended, tally: np.ndarray) -> np.ndarray:
+    """The problems that blocks have left."""
+    return np.flatnonzero(ended.lane["status"] == AWAY) if tally[0] else np.arange(0)
 
 
 def closed(run: Run, whole: Running, flags: Running, kept: Any, start: int, steps: int, watch: Watch | None) -> Ended:

@@ -7,6 +7,7 @@ batch size.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -106,9 +107,10 @@ def total(numbers: Any) -> Any:
     By way of `ROW` partial ones: the CPU compiler adds up a row number by number, and rows side by side. The barrier
     keeps it from making one sum of both.
     """
-    if numbers.shape[0] % ROW == 0:
-        numbers = lax.optimization_barrier(jnp.sum(numbers.reshape(-1, ROW), axis=0, dtype=numbers.dtype))
-    return jnp.sum(numbers, dtype=numbers.dtype)
+    if numbers.shape[0] % ROW:
+        return jnp.sum(numbers, dtype=numbers.dtype)
+    parts = lax.optimization_barrier(jnp.sum(numbers.reshape(-1, ROW), axis=0, dtype=numbers.dtype))
+    return functools.reduce(operator.add, [parts[n] for n in range(ROW)])
 
 
 def some(flags: Any) -> Any:
