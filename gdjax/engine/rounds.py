@@ -93,14 +93,14 @@ def rounds(
 def flowing(run: Run, name: str, inputs: Any, flags: Any, count: int, start: int, steps: int) -> Ended:
     """All problems to their ends through `gdjax.engine.flow`: `"fresh"` ones, or those in their lanes `"through"`. What
     its blocks leave goes through together, until nobody is left."""
-    ended, tally = run(name, inputs, flags, count, start, steps)
-    left, went = away(ended, tally), tally[1]
-    while len(left):
+    ended, (left, went) = run(name, inputs, flags, count, start, steps)
+    where = away(ended) if left else np.arange(0)
+    while len(where):
         seat_flags = Running(own(ended.lane), flags.data, flags.hyper)
-        again = select(Running(ended.lane, inputs.data, inputs.hyper), seat_flags, left)
-        some, tally = run("through", again, seat_flags, len(left), start, steps)
-        ended = jax.tree.map(lambda whole, part, which=left: scatter(whole, part, which), ended, some)
-        left, went = left[away(some, tally)], went + tally[1]
+        again = select(Running(ended.lane, inputs.data, inputs.hyper), seat_flags, where)
+        some, (_, more) = run("through", again, seat_flags, len(where), start, steps)
+        ended = jax.tree.map(lambda whole, part, which=where: scatter(whole, part, which), ended, some)
+        where, went = where[away(some)], went + more
     if log.isEnabledFor(logging.INFO):
         before = start if name == "fresh" else inputs.lane["index"]
         taken = int(np.sum(ended.lane["index"] - before, dtype=np.int64))
@@ -108,9 +108,9 @@ def flowing(run: Run, name: str, inputs: Any, flags: Any, count: int, start: int
     return ended
 
 
-def away(ended: Ended, tally: np.ndarray) -> np.ndarray:
+def away(ended: Ended) -> np.ndarray:
     """The problems that blocks have left."""
-    return np.flatnonzero(ended.lane["status"] == AWAY) if tally[0] else np.arange(0)
+    return np.flatnonzero(ended.lane["status"] == AWAY)
 
 
 def closed(run: Run, whole: Running, flags: Running, kept: Any, start: int, steps: int, watch: Watch | None) -> Ended:
