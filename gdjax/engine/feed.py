@@ -67,8 +67,8 @@ def chosen(tree: Any, wanted: Any) -> tuple[bool, ...]:
 class Outputs:
     """The results of a batch as they come in: written into their place in host memory, or left on the device.
 
-    What no problem owns is the same in all pieces, save the lowest status: the least of them is taken. A block that is
-    told how many problems it has tells in turn how many there were of something: these add up.
+    What no problem owns is the same in all pieces, save the lowest status, of which the least is taken, and the counts
+    of blocks that are told how many problems they have, which add up.
     """
 
     def __init__(self, block: Block, count: int, stay: bool, wanted: tuple[bool, ...]):

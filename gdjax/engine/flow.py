@@ -201,6 +201,7 @@ def flowed(
         empty, fresh = state.held == 0, state.taken < count
         state = when(empty & fresh, arrived, state)
         state = when(empty & ~fresh, returned, state)
+        # In haste nothing is done beside: where problems take few updates, that is what they would wait for.
         hasty = state.neighbours & state.brief
         state, together = when(~hasty, gone_on, (state, hasty))
         return when(together, closed, state)

@@ -27,7 +27,7 @@ def by_problem(engine: Any, room: Callable[..., Any] | None = None) -> Any:
     """Marks an engine that takes a whole block and the number of its problems, instead of a tile.
 
     On a CPU it is given memory to write its results into, where `room(kernel, program, flags, problems)` says of which
-    shapes and dtypes they are.
+    shapes and dtypes they are. Outputs that no problem owns are counts, which add up over blocks.
     """
     engine.by_problem, engine.room = True, room
     return engine
@@ -105,7 +105,7 @@ def total(numbers: Any) -> Any:
     """The sum of one number per lane.
 
     By way of `ROW` partial ones: the CPU compiler adds up a row number by number, and rows side by side. The barrier
-    keeps it from making one sum of both.
+    keeps it from making one sum of both. The last additions are written out: a call pays for every sum it may take.
     """
     if numbers.shape[0] % ROW:
         return jnp.sum(numbers, dtype=numbers.dtype)
