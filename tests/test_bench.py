@@ -115,6 +115,15 @@ def test_bit_equality_is_noticed():
         assert not own.bit_equal(dataclasses.replace(answer, steps=steps), singles)
 
 
+def test_run_of_a_stop_rule_and_round_trip(tmp_path):
+    """With the share of lanes' steps that were needed, by gdjax's own count."""
+    case = dataclasses.replace(TINY["stop-scalar"], problems=5000)
+    found = run_case(case, rounds=1, only=("gdjax", "vmap"))
+    assert found.row("vmap").lane_share < found.row("gdjax").lane_share < 1
+    report.save(tmp_path / "a.json", about(), [found])
+    assert report.load(tmp_path / "a.json")[1] == [found]
+
+
 def result(seconds, program="gdjax", case="scalar"):
     """A made-up result of two programs; the other one always takes 2 s."""
     rows = [

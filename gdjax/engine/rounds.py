@@ -104,7 +104,7 @@ def flowing(run: Run, name: str, inputs: Any, flags: Any, count: int, start: int
     if log.isEnabledFor(logging.INFO):
         before = start if name == "fresh" else inputs.lane["index"]
         taken = int(np.sum(ended.lane["index"] - before, dtype=np.int64))
-        log.info("lanes went through %d updates, of which problems took %d", went, taken)
+        log.info("lanes went through %d updates, of which problems took %d", int(went), taken)
     return ended
 
 
