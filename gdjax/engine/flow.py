@@ -38,7 +38,7 @@ moved costs as much as many of those."""
 LAST = 32
 """With fewer updates left before it has run all its steps, a problem takes them one by one."""
 
-ALONE = 1 << 17
+ALONE = 1 << 18
 """Numbers in a block, those of all its problems together, that is gone through to the end however few lanes still run:
 to come again for what so small a block leaves would take longer."""
 
