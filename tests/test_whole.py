@@ -266,9 +266,10 @@ def test_vectors_that_are_all_alike_end_in_their_lanes(count, soon, caplog):
     told = [record.args for record in caplog.records if "lanes went" in record.msg]
     assert [taken for _, taken in told] == ([steps.sum()] if count > 32 else [])  # one tile runs in a masked loop
     assert (steps.max() <= flow.LAST) == soon
+    longest = np.pad(steps, (0, -count % 32)).reshape(-1, 32).max(axis=1)
     for spent, _ in told:
-        if soon:  # all updates are looked at, two at a time
-            assert steps.sum() <= spent <= 32 * -(-count // 32) * (steps.max() + 1)
+        if soon:  # all updates are looked at, two at a time, and the weights after the last one
+            assert spent == 32 * np.sum(2 * (longest // 2 + 1))
         else:  # each takes those of the stride in which it ends once more
             assert steps.sum() + 2 * count <= spent < (count + 32) * (steps.max() + 16)
     assert np.all((status == gdjax.Status.CONVERGED) == (rates == np.float32(0.1)))
@@ -399,11 +400,12 @@ HALVES = {
 }
 
 
+@pytest.mark.parametrize("chunk", [1, 4])
 @pytest.mark.parametrize("half", HALVES)
-def test_all_that_leave_at_once_need_not_be_neighbours(half, monkeypatch):
+def test_all_that_leave_at_once_need_not_be_neighbours(half, chunk, monkeypatch):
     """Some lanes are left early and taken by problems that end together with those that stayed. In the last case whole
-    tiles come then, each of problems of two, and in the end fewer are left than a tile has. (They are left when those
-    beside them have waited for 32 updates, which is why some need 34 less.)"""
+    tiles come then, each of problems of two, and in the end fewer are left than a tile has. (Where updates
+    are taken singly, they leave when they have waited for 32, which is why some need 34 less.)"""
     came = collections.Counter()
     monkeypatch.setitem(TILES, "through", counted(TILES["through"], came))
     needed = np.array(2 * HALVES[half])  # one half for each of two workers
@@ -413,7 +415,7 @@ def test_all_that_leave_at_once_need_not_be_neighbours(half, monkeypatch):
     w, t, rate, x = (a.astype(np.float32) for a in (answer + 1 / x**2, x * answer, rate, x))
     options = {"steps": 1000, "stop": stop.gradient_below(1e-3)}
     together = gdjax.minimize(
-        kernel.squared_loss, w, (x, t), learning_rate=rate, plan=Plan("lanes", 32, 4), **options
+        kernel.squared_loss, w, (x, t), learning_rate=rate, plan=Plan("lanes", 32, 4, chunk), **options
     )
     assert np.abs(np.asarray(together.steps) - needed).max() <= 2
     assert not came

@@ -73,9 +73,11 @@ class Flow(NamedTuple):
     """Updates that the lanes have gone through."""
 
     first: Any
-    """Where the tile begins that came last, and what the clock said then."""
+    """Where the tile begins that came last."""
 
     came: Any
+    """What the clock said when it came fresh."""
+
     listed: Any
     """Whether the next two say what is in the lanes. They need not before the first of a tile changes places."""
 
@@ -235,9 +237,10 @@ def flowed(
         """With the names of those in the lanes, and since when they are: but for what has been seated before."""
         names = state.first + numbers
         before = names < state.first + size - state.held
-        whole = jnp.ones((), bool)
         return state._replace(
-            listed=whole, names=jnp.where(before, NOBODY, names), since=jnp.full_like(names, state.came)
+            listed=jnp.ones((), bool),
+            names=jnp.where(before, NOBODY, names),
+            since=jnp.full_like(names, state.came),
         )
 
     def sprinted(state: Flow, young: Any) -> Flow:
