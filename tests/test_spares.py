@@ -1,6 +1,5 @@
 """Memory that calls work in is used again and again: no call may see what another has left in it."""
 
-import collections
 import itertools
 import threading
 import warnings
@@ -54,19 +53,20 @@ def test_arrays_are_read_where_they_lie(monkeypatch):
     w, x, t = (aligned_empty((size + 16,), np.float32)[place // 4 : place // 4 + size] for place in places)
     w[:], x[:], t[:] = batch(size)[:3]
     expected = answers(gdjax.minimize(squared_loss, w.copy(), (x.copy(), t.copy()), learning_rate=0.1, steps=5))
-    read = collections.Counter()
+    windows = []
     original = host.window
 
-    def counted(array, *place):
+    def noted(array, *place):
         given = original(array, *place)
-        which = next(n for n, leaf in enumerate((w, x, t)) if leaf is array)
-        read[which] += given.nbytes * np.shares_memory(given, array)
+        windows.append((array, given))  # in one step: the workers do this side by side
         return given
 
-    monkeypatch.setattr(host, "window", counted)
+    monkeypatch.setattr(host, "window", noted)
     got = gdjax.minimize(squared_loss, w, (x, t), learning_rate=0.1, steps=5, plan=plan)
     assert same_bits(answers(got), expected)
-    assert all(read[n] > 0.7 * w.nbytes for n in (0, 2))
+    views = [(array, given) for array, given in windows if np.shares_memory(array, given)]
+    read = [sum(given.nbytes for array, given in views if array is leaf) for leaf in (w, x, t)]
+    assert min(read[0], read[2]) > 0.7 * w.nbytes
     assert read[1] == 0
 
 
