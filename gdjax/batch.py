@@ -90,7 +90,7 @@ def look_of(weights: Any, data: Any, in_axes: Any, hyper: dict[str, Any], dtype:
     looks: tuple[Any, ...]
     if set(map(type, leaves)) == {np.ndarray}:
         looks = tuple([(leaf.shape, leaf.dtype) for leaf in leaves])
-    elif all(isinstance(leaf, jax.Array) and not is_traced(leaf) for leaf in leaves):
+    elif all(isinstance(leaf, jax.Array) and not is_traced(leaf) and not leaf.is_deleted() for leaf in leaves):
         looks = tuple([(leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves])
     else:
         return None
@@ -134,6 +134,15 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
+def check_held(name: Any, value: Any) -> None:
+    """Refuse an array that was given away, of which JAX itself would speak only when it is read."""
+    if isinstance(value, jax.Array) and not is_traced(value) and value.is_deleted():
+        raise ValueError(
+            f"{name} is a jax.Array that was deleted, as donating it to a function does; pass one that still holds its "
+            "numbers, such as a copy made before (jax.numpy.copy)"
+        )
+
+
 def together(value: Any) -> Any:
     """A list of numbers, some of them traced, as one traced array; anything else as it is."""
     numbers = isinstance(value, (list, tuple)) and any(is_traced(leaf) for leaf in jax.tree.leaves(value))
@@ -174,6 +183,7 @@ def convert(tree: Any, name: str, target: np.dtype | None) -> Any:
 
 
 def to_array(leaf: Any, name: Name, target: np.dtype | None) -> Any:
+    check_held(name, leaf)
     if isinstance(leaf, (jax.Array, np.ndarray)):
         array = leaf
     elif hasattr(leaf, "__array__") or hasattr(leaf, "__dlpack__"):
@@ -282,6 +292,7 @@ def axis_first(leaf: Any, axis: int) -> Any:
 
 def hyper_array(name: str, value: Any, dtype: np.dtype) -> Any:
     """A hyperparameter as an array, scalar or `[N]`, in the dtype of the weights."""
+    check_held(name, value)
     value = together(value)
     stays = is_traced(value) or dev.in_shards(value) or dev.on_accelerator(value)
     array = value if stays else np.asarray(value)

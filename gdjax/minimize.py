@@ -15,7 +15,7 @@ import numpy as np
 from gdjax import device as dev
 from gdjax import stop as stops
 from gdjax import traced
-from gdjax.batch import Batch, is_traced, prepare
+from gdjax.batch import Batch, check_held, is_traced, prepare
 from gdjax.dispatch import choose
 from gdjax.engine.program import Program
 from gdjax.friends import Frame, FramedProjection, framed, split, whole
@@ -300,6 +300,8 @@ def check_resume(state: Any, program: Program, count: int) -> None:
         return
     if not isinstance(state, State):
         raise TypeError(f"resume is a {type(state).__name__}; pass the state of an earlier solution")
+    for leaf in jax.tree.leaves((state.carried, state.status, state.steps)):
+        check_held("resume", leaf)
     engine = "fixed" if program.stop is None else "until"
     if state.engine != engine:
         raise ValueError(

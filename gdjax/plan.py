@@ -62,7 +62,7 @@ class Plan:
             descent of small problems in one kernel, for accelerators; on the CPU it is interpreted, for tests).
         tile: lanes per tile.
         tiles: tiles per call of the compiled program.
-        chunk: steps fused into one pass over a tile.
+        chunk: steps fused into one pass over a tile. A stop rule in registers looks after strides of its own instead.
         reason: why the kernel is not the device's first choice (`"registers"` on an accelerator that can run them,
             else `"lanes"`); empty where it is.
 

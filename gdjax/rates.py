@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from gdjax import device as dev
-from gdjax.batch import is_traced, together
+from gdjax.batch import check_held, is_traced, together
 
 
 def check_rate(rate: Any) -> None:
     """Numbers, finite and not below zero. Those on an accelerator are looked at beside the run (`Doubt`)."""
+    check_held("learning_rate", rate)
     rate = together(rate)
     array = rate if is_traced(rate) or dev.on_accelerator(rate) else dev.here(rate)
     if array.dtype.kind not in "fiu" and not jax.numpy.issubdtype(array.dtype, np.floating):

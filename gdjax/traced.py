@@ -32,6 +32,7 @@ from gdjax.engine.tile import inward, outward, over_tiles
 from gdjax.forms import lane_form
 from gdjax.pieces import hashable, own, unhashed
 from gdjax.plan import VECTOR, Plan
+from gdjax.progress import check_watch
 from gdjax.session import check_carried
 from gdjax.solution import Solution, State
 
@@ -98,6 +99,7 @@ def check_outer(device: Any, measure: bool, progress: Any, callback: Any) -> Non
         raise ValueError(f"device={device!r} {mend}: the program runs where its caller says")
     if measure:
         raise ValueError(f"plan='measure' {mend}")
+    check_watch(callback, progress)
     if progress:
         raise ValueError(f"progress={progress!r} {mend}")
     if callback is not None:

@@ -258,3 +258,34 @@ def test_adam_may_have_any_rate(monkeypatch):
     with jax.numpy_dtype_promotion("standard"):
         options = {"optimizer": optax.adam, "hyperparams": {"learning_rate": rates}, "learning_rate": None}
         assert call(device=device, **options).summary()["RAN_ALL_STEPS"] == 4
+
+
+@pytest.mark.parametrize("name", ["weights['a']", "data[0]", "data[1]", "learning_rate", "resume"])
+def test_arrays_that_were_given_away_are_named(name):
+    """Also where arrays like them have been used before."""
+
+    def loss(w, x, t):
+        return squared_loss(w["a"], x, t)
+
+    arrays = {"weights['a']": ONE, "data[0]": ONE, "data[1]": ONE, "learning_rate": ONE / 8}
+    arrays = {key: jnp.array(value) for key, value in arrays.items()}  # JAX's own memory
+    options = {"learning_rate": arrays["learning_rate"], "steps": 3, "device": "cpu"}
+    given = {"a": arrays["weights['a']"]}, (arrays["data[0]"], arrays["data[1]"])
+    first = gdjax.minimize(loss, *given, stop=gdjax.stop.loss_below(0.0), **options)
+    if name == "resume":
+        given = (first.weights, given[1])
+        options["resume"] = jax.tree.map(jnp.array, first.state)
+        jax.tree.leaves(options["resume"].carried)[0].delete()
+    else:
+        arrays[name].delete()
+    with compilations() as seen, pytest.raises(ValueError) as raised:
+        gdjax.minimize(loss, *given, stop=gdjax.stop.loss_below(0.0), **options)
+    assert not seen
+    assert str(raised.value).startswith(f"{name} is a jax.Array that was deleted, as donating it to a function does")
+
+
+def test_a_hyperparameter_that_was_given_away_is_named():
+    rates = jnp.full(4, 0.1, jnp.float32)
+    rates.delete()
+    with pytest.raises(ValueError, match=r"learning_rate is a .* that was deleted"):
+        call(optimizer=optax.adam, hyperparams={"learning_rate": rates}, learning_rate=None)
