@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jax.scipy.sparse.linalg import bicgstab, cg
 
 from gdjax.engine.program import DIVERGED, Program
 from gdjax.engine.refill import Ended
@@ -206,6 +205,8 @@ def solved(function: Callable[[Any], Any], weights: Any, right: Any, symmetric: 
     if sum(sizes) <= DENSE:
         matrix = jax.vmap(matvec, out_axes=1)(jnp.eye(sum(sizes), dtype=dtype))
         return shaped(jnp.linalg.solve(matrix, flat(right)))
+
+    from jax.scipy.sparse.linalg import bicgstab, cg  # takes a tenth as long to import as all of gdjax; few need it
 
     def solve(matvec: Any, vector: Any) -> Any:
         return (cg if symmetric else bicgstab)(matvec, vector, tol=100 * float(jnp.finfo(dtype).eps))[0]
