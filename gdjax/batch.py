@@ -356,7 +356,7 @@ def random_weights(key: Any, shape: Any, count: int, *, scale: float = 1.0, dtyp
         A pytree of NumPy arrays `[N, *shape]`; of traced arrays where the key is traced.
 
     Raises:
-        ValueError: `count` is not positive.
+        ValueError: `count` is not positive, or the key was deleted.
         TypeError: `dtype` is not floating.
 
     >>> random_weights(0, {"w": (3,), "b": ()}, 5)["w"].shape
@@ -366,6 +366,7 @@ def random_weights(key: Any, shape: Any, count: int, *, scale: float = 1.0, dtyp
         raise ValueError(f"N is {count}; pass at least one problem")
     wanted = checked_dtype(dtype)
     assert wanted is not None
+    check_held("key", key)
     key = jax.random.key(key) if isinstance(key, (int, np.integer)) else key
     shapes, treedef = jax.tree.flatten(shape, is_leaf=is_shape)
     with jax.enable_x64(wanted.itemsize == 8 or jax.config.jax_enable_x64):  # type: ignore[attr-defined]

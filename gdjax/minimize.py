@@ -89,10 +89,10 @@ def minimize(
         operation would narrow them.
 
     Raises:
-        ValueError: shapes, lengths, rates or steps that do not fit, an unknown device, a loss that fails or is no
-            scalar, an optimizer, schedule or stop rule that fails or returns something of the wrong shape; inside
-            `jit`, `vmap` or `grad`, 64-bit arrays that JAX would narrow, and `device`, `progress`, `callback` or a
-            plan that is to be measured.
+        ValueError: shapes, lengths, rates or steps that do not fit, an array that was deleted, an unknown device, a
+            loss that fails or is no scalar, an optimizer, schedule or stop rule that fails or returns something of the
+            wrong shape; inside `jit`, `vmap` or `grad`, 64-bit arrays that JAX would narrow, and `device`, `progress`,
+            `callback` or a plan that is to be measured.
         TypeError: weights that are not real floating point, arguments of the wrong kind.
 
     The tutorial's problem, f(x, w) = xw with x = 2, t = 4, w = 1 and r = 0.1, where one step takes w to 1.2:

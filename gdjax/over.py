@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gdjax.batch import check_held
+
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
@@ -80,7 +82,7 @@ def as_arrays(values: Any) -> Any:
         values = array_of(list(values))
     elif isinstance(values, Iterable) and not isinstance(values, Mapping) and not hasattr(values, "__array__"):
         values = array_of(list(values)) if jax.tree_util.all_leaves([values]) else values
-    arrays = jax.tree.map(np.asarray, values)
+    arrays = jax.tree.map(one_array, values)
     for leaf in jax.tree.leaves(arrays):
         if leaf.ndim == 0 or not (leaf.dtype.kind in "fiubUc" or jax.numpy.issubdtype(leaf.dtype, np.floating)):
             what = "a single value" if leaf.ndim == 0 else f"values of dtype {leaf.dtype}"
@@ -90,9 +92,15 @@ def as_arrays(values: Any) -> Any:
     return arrays
 
 
+def one_array(value: Any) -> np.ndarray:
+    check_held("it", value)
+    return np.asarray(value)
+
+
 def array_of(values: list[Any]) -> np.ndarray:
+    arrays = [one_array(value) for value in values]
     try:
-        return np.array([np.asarray(value) for value in values]) if values else np.zeros(0)
+        return np.array(arrays) if arrays else np.zeros(0)
     except ValueError:
         shapes = sorted({np.shape(value) for value in values})
         raise ValueError(f"its values have the shapes {shapes}; give values of one shape") from None

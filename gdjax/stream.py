@@ -12,6 +12,7 @@ from typing import Any
 
 from gdjax import device as dev
 from gdjax import sources
+from gdjax.batch import check_held, named_leaves
 from gdjax.batches import Batches
 from gdjax.files import check_output
 from gdjax.formats import WRITERS
@@ -161,6 +162,9 @@ def open_job(
 ) -> Job:
     """The job that `solve_stream` runs: checked, its manifest written or compared, nothing computed yet."""
     check_installed()
+    for root, tree in (("source", source if isinstance(source, dict) else {}), ("weights", weights), ("data", data)):
+        for name, leaf in named_leaves(tree, root):
+            check_held(name, leaf)
     mapping = Mapped(loss, weights, data, names_of("keep", keep), checked_results(results), options)
     folder, target = places(sink, source)
     identity = sources.identity_of(source)

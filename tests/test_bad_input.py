@@ -289,3 +289,31 @@ def test_a_hyperparameter_that_was_given_away_is_named():
     rates.delete()
     with pytest.raises(ValueError, match=r"learning_rate is a .* that was deleted"):
         call(optimizer=optax.adam, hyperparams={"learning_rate": rates}, learning_rate=None)
+
+
+def test_other_arguments_that_were_given_away_are_named(tmp_path):
+    gone = jnp.array(ONE)
+    gone.delete()
+    mean = lambda w, x, t: jnp.mean(squared_loss(w, x, t))  # noqa: E731
+    options = {"learning_rate": 0.1, "steps": 3}
+    stream = lambda source, weights, data: gdjax.solve_stream(  # noqa: E731
+        source, tmp_path / "out", squared_loss, weights, data, **options
+    )
+    columns = {"x": ONE, "t": ONE}
+    calls = {
+        "over['learning_rate']: it": lambda: gdjax.sweep(
+            mean, np.float32(1), (ONE, ONE), over={"learning_rate": gone}, steps=3
+        ),
+        "over['start']: it": lambda: gdjax.sweep(
+            mean, np.float32(1), (ONE, ONE), over={"start": [gone, gone]}, **options
+        ),
+        "source['x']": lambda: stream({"x": gone, "t": ONE}, 1.0, ("x", "t")),
+        "weights": lambda: stream(columns, gone, ("x", "t")),
+        "data[1]": lambda: stream(columns, 1.0, ("x", gone)),
+        "key": lambda: gdjax.random_weights(gone, (3,), 4),
+    }
+    for name, call_it in calls.items():
+        with pytest.raises(ValueError) as raised:
+            call_it()
+        assert str(raised.value).startswith(f"{name} is a jax.Array that was deleted")
+    assert not list(tmp_path.iterdir())

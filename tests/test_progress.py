@@ -2,6 +2,7 @@
 
 import io
 
+import jax
 import numpy as np
 import pytest
 from problems import CASES, answers, same_bits
@@ -112,6 +113,13 @@ def test_progress_is_yes_or_no(wrong, tmp_path):
     with pytest.raises(TypeError, match="progress is"):
         gdjax.solve_stream({"x": np.ones(3)}, sink, gdjax.kernel.squared_loss, 1.0, ("x", 1.0), steps=2, progress=wrong)
     assert not sink.exists()
+
+
+def test_progress_inside_jit_is_yes_or_no():
+    options = {"learning_rate": 0.1, "steps": 3, "progress": None}
+    solve = lambda w: gdjax.minimize(gdjax.kernel.squared_loss, w, (w, w), **options).loss  # noqa: E731
+    with pytest.raises(TypeError, match="progress is None, a NoneType"):
+        jax.jit(solve)(np.ones(4, np.float32))
 
 
 def test_an_error_in_the_callback_reaches_the_caller():

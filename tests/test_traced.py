@@ -157,13 +157,6 @@ def test_bad_input_inside_jit_is_named(changes, fragments):
     assert all(fragment in str(raised.value) for fragment in fragments)
 
 
-def test_progress_inside_jit_is_yes_or_no():
-    options = {"learning_rate": 0.1, "steps": 3, "progress": None}
-    solve = lambda w: gdjax.minimize(gdjax.kernel.squared_loss, w, (w, w), **options).loss  # noqa: E731
-    with pytest.raises(TypeError, match="progress is None, a NoneType"):
-        jax.jit(solve)(np.ones(4, np.float32))
-
-
 # --- derivatives through the steps -----------------------------------------------------------------------------------
 
 
